@@ -1,0 +1,13 @@
+"""The errors that a user can do something about."""
+
+
+class NayerError(Exception):
+    """Base of the errors below; `train.py` prints them as one sentence and exits with 1."""
+
+
+class InputError(NayerError, ValueError):
+    """Something that the user gave cannot work; the message says what, and what to do."""
+
+
+class DivergenceError(NayerError, ArithmeticError):
+    """A loss is NaN or infinite; the message names the term and where it happened."""

@@ -1,0 +1,62 @@
+"""One file that is enough to use a trained classifier: weights, architecture, normalisation."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nayer_pl.errors import InputError
+from nayer_pl.networks.classifier import Classifier, build_classifier
+from nayer_pl.networks.weights import load_weights, read_weights, save_weights
+
+log = logging.getLogger(__name__)
+
+
+def save_classifier(path: str | Path, classifier: Classifier, **facts: Any) -> None:
+    """Write `classifier` to a `.safetensors` file that `load_classifier` can rebuild.
+
+    Args:
+        path: the file; complete or not there at all, also after a crash.
+        classifier: its network's own state dict is written, under the network's own keys.
+        facts: anything else worth keeping (class names, image shape, accuracy), as JSON.
+    """
+    if classifier.description is None:
+        log.warning(
+            "'%s' holds weights only: how %s is built was not recorded (build it with "
+            "nayer_pl.networks.build_network, or decorate its builder with @architecture).",
+            path, type(classifier.network).__name__,
+        )  # fmt: skip
+    save_weights(path, classifier.network, {"classifier": classifier.description, **facts})
+
+
+def load_classifier(
+    path: str | Path, architecture: Mapping[str, Any] | None = None
+) -> tuple[Classifier, dict[str, Any]]:
+    """Rebuild a classifier saved by `save_classifier`; returns it, frozen, and the file's facts.
+
+    Args:
+        path: the file.
+        architecture: `_target_` and arguments, for a network that is not from this package. The
+            file names an import path too, but a file must not choose what code runs: only
+            architectures of `nayer_pl.networks` are rebuilt on its word.
+
+    Raises:
+        InputError: the file does not say how to rebuild the network, or names foreign code.
+    """
+    _, facts = read_weights(path)
+    description = facts.get("classifier") or {}
+    named = description.get("architecture")
+    if architecture is None:
+        target = (named or {}).get("_target_", "")
+        if target.rpartition(".")[0] != "nayer_pl.networks":
+            raise InputError(
+                f"'{path}' does not name an architecture of nayer_pl.networks"
+                + (f" but '{target}'" if target else "")
+                + "; give it as architecture={'_target_': ...} if you trust that code."
+            )
+        architecture = named
+    assert architecture is not None
+    normalisation = {key: description[key] for key in ("mean", "std") if key in description}
+    classifier = build_classifier(architecture, **normalisation)
+    load_weights(classifier.network, path)
+    return classifier.freeze(), facts

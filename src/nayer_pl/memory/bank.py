@@ -1,0 +1,115 @@
+"""The memory bank: every image that was synthesised, in one uint8 tensor."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nayer_pl.augmentation import Augmentation
+from nayer_pl.errors import InputError
+
+
+class MemoryBank:
+    """A ring buffer of images and their wanted labels; the oldest leave when it is full.
+
+    Adding and sampling index one preallocated tensor, so neither depends on how much is in it.
+
+    Args:
+        capacity: images it can hold.
+        image_shape: (C, H, W).
+        device: where it lives; sampling happens there.
+
+    >>> bank = MemoryBank(capacity=4, image_shape=(1, 2, 2))
+    >>> bank.add(torch.rand(6, 1, 2, 2), torch.arange(6))
+    >>> len(bank), bank.added, sorted(bank.labels.tolist())
+    (4, 6, [2, 3, 4, 5])
+    """
+
+    def __init__(
+        self, capacity: int, image_shape: Sequence[int], device: torch.device | str = "cpu"
+    ) -> None:
+        if capacity < 1:
+            raise InputError(f"A memory bank needs room for at least one image, not {capacity}.")
+        self.capacity = capacity
+        self.added = 0
+        self._images = torch.empty((capacity, *image_shape), dtype=torch.uint8, device=device)
+        self._labels = torch.empty(capacity, dtype=torch.int64, device=device)
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self._images.device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self._images.shape[1:]
+        return channels, height, width
+
+    @property
+    def images(self) -> Tensor:
+        """All images held, uint8 [len, C, H, W]; a view, oldest first until the ring turns."""
+        return self._images[: len(self)]
+
+    @property
+    def labels(self) -> Tensor:
+        """The label each image was made for, int64 [len]; a view."""
+        return self._labels[: len(self)]
+
+    @torch.no_grad()
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Keep images, [B, C, H, W] uint8 or floats in [0, 1], and labels [B]."""
+        if images.shape[1:] != self._images.shape[1:] or len(images) != len(labels):
+            raise InputError(
+                f"The bank holds images of shape {self.image_shape}, one label each; given "
+                f"{tuple(images.shape)} and {len(labels)} labels."
+            )
+        if images.dtype != torch.uint8:
+            images = images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+        first = max(0, len(images) - self.capacity)
+        slots = torch.arange(self.added + first, self.added + len(images), device=self.device)
+        slots %= self.capacity
+        self._images[slots] = images[first:].to(self.device)
+        self._labels[slots] = labels[first:].to(self.device)
+        self.added += len(images)
+
+    def sample(
+        self,
+        count: int,
+        rng: torch.Generator | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw with replacement: images uint8 [count, C, H, W], augmented, and labels [count]."""
+        if not len(self):
+            raise InputError(
+                "The memory bank is empty: a distillation step came before any synthesis round; "
+                "give the plan a warm-up or rounds per epoch."
+            )
+        index = torch.randint(len(self), (count,), device=self.device, generator=rng)
+        images = self._images[index]
+        if augmentation is not None:
+            images = augmentation(images, rng)
+        return images, self._labels[index]
+
+    def save(self, path: str | Path) -> None:
+        """Write images and labels to a `.safetensors` file."""
+        save_file({"images": self.images.cpu(), "labels": self.labels.cpu()}, path)
+
+    def add_from(self, path: str | Path) -> None:
+        """Add everything that `save` wrote to `path`.
+
+        Raises:
+            InputError: no bank file, or images of another shape.
+        """
+        try:
+            content = load_file(path)
+            images, labels = content["images"], content["labels"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise InputError(f"'{path}' is not a saved memory bank: {error}") from error
+        self.add(images, labels)

@@ -1,0 +1,166 @@
+"""Owns the bank, plans the epochs, and opens the evaluation split: the only real images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from nayer_pl.augmentation import Augmentation
+from nayer_pl.data.datamodule import in_batches
+from nayer_pl.data.images import ImageSet, ImageSource
+from nayer_pl.errors import InputError
+from nayer_pl.memory.bank import MemoryBank
+from nayer_pl.memory.plan import DistillationBatch, EpochPlan, Plan, WorkItem, round_targets
+
+
+@dataclass(frozen=True)
+class BankOptions:
+    """How the bank is kept.
+
+    Args:
+        capacity: images it holds; None for all that the plan makes.
+        device: "cpu", "cuda", or None for the trainer's device.
+        initial: a saved bank to start from; None starts empty.
+    """
+
+    capacity: int | None = None
+    device: str | None = None
+    initial: str | Path | None = None
+
+
+class SyntheticDataModule(LightningDataModule):
+    """What a data-free run trains on: a planned sequence of rounds and banked batches.
+
+    Args:
+        image_shape: (C, H, W) of the images to make.
+        num_classes: labels to make them for.
+        plan: how much of what.
+        source: real images, of which only the evaluation split is opened.
+        evaluation: False, or no source, for a run without any real image: the student is
+            compared with the teacher on banked images that are held back from training.
+        augmentation: applied to banked images when they are drawn; None for none.
+        bank: how the bank is kept.
+        held_back: without `evaluation`, the share of every round that is held back.
+        eval_batch_size: images per evaluation step.
+        seed: of labels, sampling and augmentation.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_classes: int,
+        plan: Plan,
+        source: ImageSource | None = None,
+        evaluation: bool = True,
+        augmentation: Augmentation | None = None,
+        bank: BankOptions | None = None,
+        held_back: float = 0.05,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if plan.round_size < num_classes:
+            raise InputError(
+                f"A round of {plan.round_size} images is smaller than the number of classes "
+                f"({num_classes}); set plan.round_size to at least {num_classes}."
+            )
+        if not 0 < held_back < 1:
+            raise InputError(f"held_back is a share between 0 and 1, not {held_back}.")
+        self.image_shape, self.num_classes, self.plan = tuple(image_shape), num_classes, plan
+        self.source = source if evaluation else None
+        self.augmentation, self.bank_options = augmentation, bank or BankOptions()
+        self.held_back_share, self.eval_batch_size, self.seed = held_back, eval_batch_size, seed
+        self.bank: MemoryBank
+        self.held_back: MemoryBank | None = None
+        self._real: ImageSet | None = None
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of the whole plan."""
+        return self.plan.max_epochs
+
+    @property
+    def has_real_images(self) -> bool:
+        """Whether there is an evaluation split, with real labels."""
+        return self.source is not None
+
+    def setup(self, stage: str) -> None:
+        """Decode the evaluation split, and start with an empty bank (or the one asked for)."""
+        if self.source is not None and self._real is None:
+            self._real = self.source.load("evaluation")
+        if stage != "fit":
+            return
+        assert self.trainer is not None
+        # Warm-up and distillation epochs differ in length: the trainer must ask every time.
+        self.trainer.reload_dataloaders_every_n_epochs = 1
+        device = self.bank_options.device or self.trainer.strategy.root_device
+        rank = self.trainer.global_rank
+        self.rng = torch.Generator(device).manual_seed(stream_seed(self.seed, rank, 0))
+        self.label_rng = torch.Generator().manual_seed(stream_seed(self.seed, rank, 1))
+        capacity = self.bank_options.capacity or self.plan.images
+        self.bank = MemoryBank(capacity, self.image_shape, device)
+        if self.bank_options.initial is not None:
+            self.bank.add_from(self.bank_options.initial)
+        if not self.has_real_images:
+            room = max(1, round(capacity * self.held_back_share))
+            self.held_back = MemoryBank(room, self.image_shape, device)
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Bank the images of one round; some go to the held-back ones if nothing else evaluates."""
+        if self.held_back is not None:
+            order = torch.randperm(len(images), generator=self.label_rng).to(images.device)
+            keep = max(1, round(len(images) * self.held_back_share))
+            self.held_back.add(images[order[:keep]], labels[order[:keep]])
+            images, labels = images[order[keep:]], labels[order[keep:]]
+        self.bank.add(images, labels)
+
+    def train_dataloader(self) -> EpochPlan:
+        """The work items of the current epoch."""
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        return EpochPlan(self.plan, epoch, self._targets, self._batch)
+
+    def _targets(self) -> Tensor:
+        return round_targets(self.num_classes, self.plan.round_size, self.label_rng)
+
+    def _batch(self) -> DistillationBatch:
+        return DistillationBatch(
+            *self.bank.sample(self.plan.batch_size, self.rng, self.augmentation)
+        )
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """What the student is judged on after an epoch; nothing while it has not learned."""
+        assert self.trainer is not None
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and self.plan.is_warm_up(self.trainer.current_epoch):
+            return []
+        return self.evaluation_batches()
+
+    def evaluation_batches(self) -> DataLoader:
+        """Real images in order, or the banked ones that were held back."""
+        held_out = self._real
+        if self.held_back is not None:
+            held_out = ImageSet(self.held_back.images, self.held_back.labels)
+        if held_out is None:
+            raise InputError("There are no real images to evaluate on: data.evaluation is false.")
+        return in_batches(held_out, self.eval_batch_size, shuffle=False)
+
+    def on_after_batch_transfer(
+        self, batch: WorkItem | list[Tensor], _: int
+    ) -> WorkItem | tuple[Tensor, Tensor]:
+        """Uint8 images -> [0, 1], on the device, where it is cheap."""
+        if isinstance(batch, DistillationBatch):
+            return batch._replace(images=batch.images.to(torch.float32).div_(255))
+        if isinstance(batch, list):
+            images, labels = batch
+            return images.to(torch.float32).div_(255), labels
+        return batch
+
+
+def stream_seed(seed: int, rank: int, purpose: int) -> int:
+    """A seed of its own for every purpose on every rank."""
+    return (seed * 1_000_003 + rank) * 8 + purpose

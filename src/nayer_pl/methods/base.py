@@ -1,0 +1,309 @@
+"""What every data-free method shares: two phases, the student's step, evaluation, logging.
+
+A method says how an image is made (`synthesise`); everything else is here.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchmetrics import MeanMetric
+
+from nayer_pl.errors import DivergenceError, InputError
+from nayer_pl.memory.datamodule import SyntheticDataModule
+from nayer_pl.memory.plan import DistillationBatch, SynthesisRound, WorkItem
+from nayer_pl.memory.quality import label_agreement, within_class_distance
+from nayer_pl.networks.classifier import Classifier
+from nayer_pl.synthesis.losses import distillation_loss
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and gradients through the module but not for its parameters."""
+    training = module.training
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.train(training)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+class DataFreeDistillation(LightningModule, ABC):
+    """A student learns from a teacher on images that a method makes.
+
+    Args:
+        teacher: frozen here; images in [0, 1] -> logits.
+        student: images in [0, 1] -> logits of the same classes.
+        temperature: of the distillation loss.
+        learning_rate: of the student's SGD; falls to `min_learning_rate` along a cosine over the
+            distillation epochs.
+        momentum, weight_decay: of the student's SGD.
+    """
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        temperature: float = 20.0,
+        learning_rate: float = 0.2,
+        min_learning_rate: float = 2e-4,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        if teacher is student:
+            raise InputError("Teacher and student are the same object; build two.")
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints leave the teacher out
+        self.teacher = teacher.freeze()
+        self.student = student
+        self.temperature = temperature
+        self.learning_rate, self.min_learning_rate = learning_rate, min_learning_rate
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.student_updates = 0
+        self.rounds = 0
+        self.student_accuracy, self.teacher_accuracy = MeanMetric(), MeanMetric()
+        self.agreement, self.kd_loss = MeanMetric(), MeanMetric()
+        self.synthesis_loss = MeanMetric()
+        self._teacher_answers: list[Tensor] = []
+
+    # What a method says
+
+    @abstractmethod
+    def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Make images for these labels: one synthesis round.
+
+        Args:
+            targets: wanted labels, [B].
+            warm_up: the student has learned nothing yet.
+
+        Returns:
+            Images in [0, 1], [B, C, H, W], and every loss term at every step, by name: [steps].
+            "loss" is their weighted sum. A value that is not finite stops the run before the
+            images are banked.
+        """
+
+    def synthesis_optimizers(self) -> list[Optimizer]:
+        """Optimizers of what makes the images; `self.optimizers()[1:]` during training."""
+        return []
+
+    # The two phases
+
+    def training_step(self, item: WorkItem, _: int) -> None:
+        """Do what the planned item says."""
+        if isinstance(item, SynthesisRound):
+            self._synthesis_round(item)
+        else:
+            self._distillation_step(item)
+
+    def _synthesis_round(self, item: SynthesisRound) -> None:
+        with frozen(self.student):
+            images, history = self.synthesise(item.targets, item.warm_up)
+        self.rounds += 1
+        steps = torch.stack(list(history.values()), dim=1).cpu()
+        self._stop_if_not_finite(steps, list(history))
+        self.datamodule.add(images, item.targets)
+        best = steps[steps[:, list(history).index("loss")].argmin()].tolist()
+        terms = dict(zip(history, best, strict=True))
+        self.synthesis_loss.update(terms["loss"])
+        self._show({"synthesis": terms["loss"]})
+        self.record(
+            {f"synthesis/{name}": value for name, value in terms.items()}
+            | {"synthesis/round": self.rounds, "bank/images": len(self.datamodule.bank)}
+        )
+
+    def _stop_if_not_finite(self, steps: Tensor, names: list[str]) -> None:
+        """Name the first term of a round, [steps, terms], that is NaN or infinite."""
+        bad = ~steps.isfinite()
+        if not bad.any():
+            return
+        step = int(bad.any(dim=1).int().argmax())
+        culprits = [name for name, flag in zip(names, bad[step], strict=True) if flag]
+        terms = [name for name in culprits if name != "loss"] or culprits
+        raise DivergenceError(
+            f"The synthesis loss term '{terms[0]}' became {steps[step, names.index(terms[0])]} at "
+            f"step {step + 1} of round {self.rounds} (epoch {self.current_epoch}). The images of "
+            "this round were not banked; lower the generator's learning rate (model.generator_lr) "
+            "or the weight of this term."
+        )
+
+    def _distillation_step(self, batch: DistillationBatch) -> None:
+        with torch.no_grad():
+            teacher_logits = self.teacher(batch.images)
+        loss = distillation_loss(self.student(batch.images), teacher_logits, self.temperature)
+        optimizer = self._optimizers()[0]
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.student_updates += 1
+        self.kd_loss.update(loss.detach())
+        # Reading a loss waits for the device, so it is read where it is logged anyway.
+        if self.student_updates % self.trainer.log_every_n_steps == 0:
+            self._report_kd_loss()
+
+    def _report_kd_loss(self) -> None:
+        if not self.kd_loss.update_count:
+            return
+        value = float(self.kd_loss.compute())
+        self.kd_loss.reset()
+        if not math.isfinite(value):
+            raise DivergenceError(
+                f"The distillation loss became {value} before student update "
+                f"{self.student_updates} (epoch {self.current_epoch}); the last checkpoint is from "
+                "before that. Lower model.learning_rate."
+            )
+        self._show({"kd": value})
+        self.record({"distillation/loss": value, "distillation/learning_rate": self._lr()})
+
+    def on_train_epoch_end(self) -> None:
+        """Check what was not logged yet (before a checkpoint is written) and move the schedule."""
+        self._report_kd_loss()
+        if not self.datamodule.plan.is_warm_up(self.current_epoch):
+            self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+
+    # Evaluation
+
+    def on_fit_start(self) -> None:
+        """Check that the parts fit, and ask the teacher about the evaluation images, once."""
+        self.to(memory_format=torch.channels_last)  # the faster layout for convolutions
+        shape, wanted = self.datamodule.image_shape, self.datamodule.num_classes
+        for name, net in (("teacher", self.teacher), ("student", self.student)):
+            outputs = net.num_classes(shape)
+            if outputs != wanted:
+                raise InputError(
+                    f"The {name} has {outputs} outputs, but the data set has {wanted} classes; "
+                    "they must be the same."
+                )
+        self._teacher_answers.clear()
+        if not self.datamodule.has_real_images:
+            return
+        self.teacher_accuracy.reset()
+        for batch in self.datamodule.evaluation_batches():
+            images, labels = self.datamodule.on_after_batch_transfer(
+                [tensor.to(self.device) for tensor in batch], 0
+            )
+            with torch.no_grad():
+                self._teacher_answers.append(self.teacher(images).argmax(1))
+            self.teacher_accuracy.update((self._teacher_answers[-1] == labels).float())
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], i: int) -> None:
+        """Compare the student with the labels and with the teacher."""
+        images, labels = batch
+        answer = self.student(images).argmax(1)
+        if self._teacher_answers:
+            teacher_answer = self._teacher_answers[i]
+            self.student_accuracy.update((answer == labels).float())
+        else:
+            teacher_answer = self.teacher(images).argmax(1)
+        self.agreement.update((answer == teacher_answer).float())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log fractions in [0, 1]; accuracies only where there are real labels."""
+        metrics = {"val/agreement": self.agreement.compute()}
+        if self._teacher_answers:
+            metrics["val/student_accuracy"] = self.student_accuracy.compute()
+            metrics["val/teacher_accuracy"] = self.teacher_accuracy.compute()
+        self.agreement.reset()
+        self.student_accuracy.reset()
+        self.log_dict(metrics, logger=False)
+        self._show({"agree": float(metrics["val/agreement"])})
+        if "val/student_accuracy" in metrics:
+            self._show({"acc": float(metrics["val/student_accuracy"])})
+        if not self.trainer.sanity_checking:
+            self.record({**metrics, "epoch": self.current_epoch})
+
+    def results(self) -> dict[str, Any]:
+        """What the run reached, for its summary; None where nothing real was there to measure."""
+        measured, bank = self.trainer.callback_metrics, self.datamodule.bank
+        values = {
+            name: float(measured[f"val/{name}"]) if f"val/{name}" in measured else None
+            for name in ("teacher_accuracy", "student_accuracy", "agreement")
+        }
+        return {
+            **values,
+            "teacher_parameters": sum(p.numel() for p in self.teacher.parameters()),
+            "student_parameters": sum(p.numel() for p in self.student.parameters()),
+            "student_updates": self.student_updates,
+            "images_banked": bank.added,
+            "synthesis_loss": float(self.synthesis_loss.compute()),
+            "label_agreement": label_agreement(bank, self.teacher),
+            "diversity": within_class_distance(bank),
+        }
+
+    @property
+    def product(self) -> Classifier:
+        """What the run is for."""
+        return self.student
+
+    # Lightning
+
+    def configure_optimizers(self) -> Any:
+        """SGD of the student with a cosine over distillation epochs; then the method's own."""
+        sgd = SGD(
+            self.student.parameters(),
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+        total = self.trainer.max_epochs or self.datamodule.plan.max_epochs
+        epochs = max(1, total - self.datamodule.plan.warmup_epochs)
+        cosine = CosineAnnealingLR(sgd, epochs, eta_min=self.min_learning_rate)
+        return [sgd, *self.synthesis_optimizers()], [cosine]
+
+    def train(self, mode: bool = True) -> "DataFreeDistillation":
+        """As `nn.Module.train`, but the teacher's BatchNorm never leaves evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the teacher out (it has a file of its own) and keep the counters."""
+        state = checkpoint["state_dict"]
+        for key in [key for key in state if key.startswith("teacher.")]:
+            del state[key]
+        checkpoint["progress"] = {"student_updates": self.student_updates, "rounds": self.rounds}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the counters."""
+        self.student_updates = checkpoint["progress"]["student_updates"]
+        self.rounds = checkpoint["progress"]["rounds"]
+
+    # Small things
+
+    @property
+    def datamodule(self) -> SyntheticDataModule:
+        """The plan and the bank."""
+        module = getattr(self.trainer, "datamodule", None)
+        if not isinstance(module, SyntheticDataModule):
+            raise InputError(
+                "Data-free methods train on a SyntheticDataModule: trainer.fit(method, datamodule)."
+            )
+        return module
+
+    def _optimizers(self) -> list[LightningOptimizer]:
+        found = self.optimizers()
+        return found if isinstance(found, list) else [found]  # type: ignore[list-item]
+
+    def _lr(self) -> float:
+        return float(self._optimizers()[0].param_groups[0]["lr"])
+
+    def _show(self, values: Mapping[str, float]) -> None:
+        """On the progress bar only."""
+        self.log_dict(dict(values), prog_bar=True, logger=False)
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        """To every logger, against student updates (`trainer.global_step` counts more than those)."""
+        plain = {name: float(value) for name, value in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics({**plain, "student_updates": self.student_updates}, self.student_updates)

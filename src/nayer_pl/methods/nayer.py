@@ -1,0 +1,174 @@
+"""NAYER: Noisy Layer Data Generation for Efficient and Effective Data-free Knowledge Distillation.
+
+Tran et al., CVPR 2024, arXiv 2310.00258.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from nayer_pl.augmentation import Augmentation
+from nayer_pl.errors import InputError
+from nayer_pl.memory.datamodule import stream_seed
+from nayer_pl.methods.base import DataFreeDistillation
+from nayer_pl.networks.classifier import Classifier
+from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning
+from nayer_pl.synthesis.generators import Generator
+from nayer_pl.synthesis.label_text import LabelText
+from nayer_pl.synthesis.losses import adversarial_loss, label_loss
+from nayer_pl.synthesis.statistics import StatisticsMatching
+
+Conditioning = Literal["lte", "onehot", "noise"]
+
+
+class NAYER(DataFreeDistillation):
+    """Label text is the generator's input; a noisy layer, new for every round, makes it random.
+
+    Args:
+        teacher, student: see `DataFreeDistillation`, which also takes `distillation`.
+        image_shape: (C, H, W) of the images to make.
+        label_text: the label-text embeddings [num_classes, d], or what encodes them; only
+            `conditioning="lte"` needs it.
+        conditioning: "lte", "onehot" (the label without its meaning), or "noise" (no label).
+        reinitialise_noisy_layer: draw it anew for every round (NAYER) or only once.
+        labels_per_layer: K of the noisy layer; None for one layer per full set of classes.
+        noisy_features: size of the noisy layer's output.
+        generator: features, image_shape -> generator; None for the one of the paper.
+        generator_steps: optimisation steps in a round.
+        generator_lr, generator_betas: of the Adam that starts afresh in every round.
+        generator_life: epochs until the generator starts from scratch.
+        bn_weight, ce_weight, adv_weight: of the three terms of the generator's loss; the
+            adversarial one is left out in warm-up.
+        bn_momentum: weight of the running average in the statistics term.
+        augmentation: of the images before teacher and student see them; None for none.
+        round_size: most labels in one round.
+        seed: of noise and augmentation.
+        distillation: temperature, learning rate and so on of `DataFreeDistillation`.
+    """
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        image_shape: Sequence[int],
+        label_text: Tensor | LabelText | None = None,
+        conditioning: Conditioning = "lte",
+        reinitialise_noisy_layer: bool = True,
+        labels_per_layer: int | None = None,
+        noisy_features: int = 1000,
+        generator: Callable[[int, Sequence[int]], nn.Module] = Generator,
+        generator_steps: int = 30,
+        generator_lr: float = 4e-3,
+        generator_betas: tuple[float, float] = (0.5, 0.999),
+        generator_life: int = 10,
+        bn_weight: float = 10.0,
+        ce_weight: float = 0.5,
+        adv_weight: float = 1.33,
+        bn_momentum: float = 0.9,
+        augmentation: Augmentation | None = None,
+        round_size: int = 400,
+        seed: int = 0,
+        **distillation: Any,
+    ) -> None:
+        super().__init__(teacher, student, **distillation)
+        self.generator_steps, self.generator_life = generator_steps, generator_life
+        self.generator_lr, self.generator_betas = generator_lr, tuple(generator_betas)
+        self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
+        self.augmentation, self.seed = augmentation, seed
+        self.statistics = StatisticsMatching(teacher, bn_momentum)
+        if bn_weight and not self.statistics.norms:
+            raise InputError(
+                "The teacher has no BatchNorm2d with running statistics, so there is nothing for "
+                "the statistics term to match; set model.bn_weight=0 to go without it (expect a "
+                "weaker student), or choose another teacher."
+            )
+        classes = teacher.num_classes(image_shape)
+        self.conditioning: LabelConditioning | NoiseConditioning
+        if conditioning == "noise":
+            self.conditioning = NoiseConditioning(noisy_features)
+        else:
+            self.conditioning = LabelConditioning(
+                torch.eye(classes) if conditioning == "onehot" else _embeddings(label_text, classes),
+                noisy_features,
+                round_size,
+                labels_per_layer or classes,
+                reinitialise_noisy_layer,
+            )
+        self.generator = generator(noisy_features, image_shape)
+
+    def on_fit_start(self) -> None:
+        """Give every rank noise and augmentation of its own."""
+        super().on_fit_start()
+        seed = stream_seed(self.seed, self.global_rank, purpose=2)
+        self.rng = torch.Generator(self.device).manual_seed(seed)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the generator from scratch at the end of its life, and when distillation begins."""
+        epoch, warm_up = self.current_epoch, self.datamodule.plan.warmup_epochs
+        if epoch > 0 and (epoch % self.generator_life == 0 or epoch == warm_up):
+            self.generator.reset_parameters()  # type: ignore[operator]
+            self.conditioning.reset_parameters()
+
+    def synthesis_optimizers(self) -> list[Optimizer]:
+        """Adam of the generator, with the noisy layer and the BatchNorm before it."""
+        parameters = [*self.conditioning.parameters(), *self.generator.parameters()]
+        return [Adam(parameters, lr=self.generator_lr, betas=self.generator_betas, fused=True)]
+
+    def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """One round (NAYER, algorithm 1): the images of the step with the lowest loss."""
+        optimizer = self._optimizers()[1]
+        optimizer.optimizer.state.clear()
+        self.conditioning.start_round(targets, self.rng)
+        history: list[dict[str, Tensor]] = []
+        lowest = torch.full((), torch.inf, device=self.device)
+        kept = torch.zeros((), device=self.device)
+        for _ in range(self.generator_steps):
+            images = self.generator(self.conditioning(targets))
+            terms = self._judge(images, targets, warm_up)
+            history.append({name: term.detach() for name, term in terms.items()})
+            # Chosen on the device: asking which loss is lower would wait for it at every step.
+            better = history[-1]["loss"] < lowest
+            lowest = torch.where(better, history[-1]["loss"], lowest)
+            kept = torch.where(better, images.detach(), kept)
+            optimizer.zero_grad()
+            self.manual_backward(terms["loss"])
+            optimizer.step()
+        self.statistics.finish_round()
+        return kept, {name: torch.stack([step[name] for step in history]) for name in history[0]}
+
+    def _judge(self, images: Tensor, targets: Tensor, warm_up: bool) -> dict[str, Tensor]:
+        """L = bn_weight L_bn + ce_weight L_ce + adv_weight L_adv, and its terms (equation 5)."""
+        if self.augmentation is not None:
+            images = self.augmentation(images, self.rng)
+        with self.statistics.watching():
+            teacher_logits = self.teacher(images)
+        terms = {"ce": label_loss(teacher_logits, targets)}
+        loss = self.ce_weight * terms["ce"]
+        if self.bn_weight:
+            terms["bn"] = self.statistics.loss()
+            loss = loss + self.bn_weight * terms["bn"]
+        if self.adv_weight and not warm_up:
+            terms["adv"] = adversarial_loss(self.student(images), teacher_logits)
+            loss = loss + self.adv_weight * terms["adv"]
+        return {"loss": loss, **terms}
+
+
+def _embeddings(label_text: Tensor | LabelText | None, classes: int) -> Tensor:
+    if label_text is None:
+        raise InputError("conditioning='lte' needs label_text: embeddings, or a LabelText.")
+    names = None if isinstance(label_text, Tensor) else len(label_text.names)
+    if names is not None and names != classes:
+        raise InputError(
+            f"There are {names} class names, but the teacher has {classes} outputs; give one name "
+            "per output, in the order of the labels, as data.class_names."
+        )
+    embeddings = label_text if isinstance(label_text, Tensor) else label_text.embeddings()
+    if embeddings.ndim != 2 or len(embeddings) != classes:
+        raise InputError(
+            f"Label text must be [{classes}, d], a row per output of the teacher, not "
+            f"{list(embeddings.shape)}."
+        )
+    return embeddings

@@ -1,0 +1,91 @@
+"""Ordinary training on real images: how a teacher comes to be."""
+
+import math
+from typing import Any
+
+import torch.nn.functional as F
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchmetrics import MeanMetric
+
+from nayer_pl.errors import DivergenceError
+from nayer_pl.networks.classifier import Classifier
+
+
+class Supervised(LightningModule):
+    """Cross-entropy with SGD and a cosine over all steps.
+
+    Args:
+        network: images in [0, 1] -> logits.
+        learning_rate: at the first step; falls to zero.
+        momentum, weight_decay: of SGD (Nesterov).
+        label_smoothing: share of the target that is spread over all classes.
+    """
+
+    def __init__(
+        self,
+        network: Classifier,
+        learning_rate: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.learning_rate, self.momentum = learning_rate, momentum
+        self.weight_decay, self.label_smoothing = weight_decay, label_smoothing
+        self.accuracy, self.train_loss = MeanMetric(), MeanMetric()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        """One step of SGD on images [B, C, H, W] in [0, 1] and labels [B]."""
+        images, labels = batch
+        loss = F.cross_entropy(self.network(images), labels, label_smoothing=self.label_smoothing)
+        self.train_loss.update(loss.detach())
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        """Count right answers."""
+        images, labels = batch
+        self.accuracy.update((self.network(images).argmax(1) == labels).float())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracy, a fraction in [0, 1]."""
+        self.log("val/accuracy", self.accuracy.compute(), prog_bar=True)
+        self.accuracy.reset()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss; stop if it is not a number."""
+        loss = float(self.train_loss.compute())
+        self.train_loss.reset()
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"The training loss became {loss} in epoch {self.current_epoch}; lower "
+                "model.learning_rate."
+            )
+        self.log("train/loss", loss, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """SGD and its schedule, moved at every step."""
+        sgd = SGD(
+            self.network.parameters(),
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=True,
+        )
+        cosine = CosineAnnealingLR(sgd, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": sgd, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+    def results(self) -> dict[str, Any]:
+        """What the run reached, for its summary."""
+        return {
+            "accuracy": float(self.trainer.callback_metrics["val/accuracy"]),
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+        }
+
+    @property
+    def product(self) -> Classifier:
+        """What the run is for."""
+        return self.network

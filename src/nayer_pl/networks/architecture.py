@@ -1,0 +1,62 @@
+"""How a network was built, kept beside it, so that a weight file can say how to rebuild it."""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from nayer_pl.errors import InputError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def architecture(build: Callable[..., Network]) -> Callable[..., Network]:
+    """Decorate a builder so that its networks carry `.architecture`.
+
+    The description is plain data: the builder's import path under `_target_` (Hydra's word), and
+    every argument by name.
+
+    >>> from nayer_pl.networks import wrn16_1
+    >>> wrn16_1(num_classes=7).architecture
+    {'_target_': 'nayer_pl.networks.wrn16_1', 'num_classes': 7, 'channels': 3}
+    """
+    signature = inspect.signature(build)
+    # The public address: the package, not the file in which the builder happens to stand.
+    target = f"{build.__module__.rpartition('.')[0]}.{build.__name__}"
+
+    @functools.wraps(build)
+    def wrapper(*args: Any, **kwargs: Any) -> Network:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        network = build(*args, **kwargs)
+        network.architecture = {"_target_": target, **bound.arguments}  # type: ignore[assignment]
+        return network
+
+    return wrapper
+
+
+def build_network(description: Mapping[str, Any]) -> nn.Module:
+    """Build the network that `description` (`_target_` and keyword arguments) names.
+
+    Raises:
+        InputError: there is no such builder, or it does not take these arguments.
+    """
+    arguments = dict(description)
+    target = str(arguments.pop("_target_", ""))
+    module, _, name = target.rpartition(".")
+    try:
+        build = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"There is no network '{target}' ({error}); an architecture's _target_ is the import "
+            "path of a class or function, such as nayer_pl.networks.resnet18."
+        ) from error
+    try:
+        network: nn.Module = build(**arguments)
+    except TypeError as error:
+        raise InputError(f"'{target}' cannot be built from {arguments}: {error}.") from error
+    network.architecture = {"_target_": target, **arguments}  # type: ignore[assignment]
+    return network

