@@ -1,0 +1,59 @@
+"""How long each phase took."""
+
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from nayer_pl.memory.plan import DistillationBatch, SynthesisRound
+
+
+class PhaseTimer(Callback):
+    """Adds up seconds of synthesis and distillation, fetching their work items included.
+
+    A device is waited for only where the phase changes, so that the phases are told apart and
+    nothing inside one is slowed down.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = {"synthesis": 0.0, "distillation": 0.0, "training": 0.0}
+        self.images = {"synthesis": 0, "distillation": 0, "training": 0}
+        self._phase: str | None = None
+        self._since = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._phase, self._since = None, time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the images of this item under its phase, and see whether the phase changed."""
+        if isinstance(batch, SynthesisRound):
+            phase, images = "synthesis", len(batch.targets)
+        elif isinstance(batch, DistillationBatch):
+            phase, images = "distillation", len(batch.labels)
+        else:
+            phase, images = "training", len(batch[1])
+        if phase != self._phase:
+            self._stop(pl_module)
+            self._phase = phase
+        self.images[phase] += images
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._stop(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluation is not part of any phase."""
+        self._stop(pl_module)
+        self._phase = None
+
+    def _stop(self, pl_module: LightningModule) -> None:
+        if self._phase is not None:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            now = time.perf_counter()
+            self.seconds[self._phase] += now - self._since
+            self._since = now

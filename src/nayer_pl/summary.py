@@ -1,0 +1,57 @@
+"""What a run ends with: `summary.json` and one table."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Flat JSON; fractions in [0, 1], seconds, counts."""
+    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def print_summary(
+    summary: Mapping[str, Any], files: Mapping[str, str], console: Console | None = None
+) -> None:
+    """Print one table: results, sizes, time per phase, and where the files are."""
+    table = Table(title="Summary", title_justify="left", show_header=False, expand=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in [*_rows(summary), *files.items()]:
+        table.add_row(name, text)
+    (console or Console()).print(table)
+
+
+def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for name in ("teacher_accuracy", "student_accuracy", "agreement", "accuracy"):
+        if name in summary:
+            rows.append((name.replace("_", " "), _percent(summary[name])))
+    if "student_parameters" in summary:
+        teacher, student = summary["teacher_parameters"], summary["student_parameters"]
+        sizes = f"teacher {_count(teacher)}, student {_count(student)}"
+        rows.append(("parameters", f"{sizes}, {teacher / student:.2f}x smaller"))
+    elif "parameters" in summary:
+        rows.append(("parameters", _count(summary["parameters"])))
+    if "images_banked" in summary:
+        banked = f"{summary['images_banked']:,}; the teacher sees the wanted label in "
+        rows.append(("images banked", banked + _percent(summary["label_agreement"])))
+    for phase in ("teacher", "synthesis", "distillation", "training"):
+        seconds = summary.get(f"seconds_{phase}")
+        if seconds:
+            speed = summary.get(f"images_per_second_{phase}")
+            per_second = f", {speed:,.0f} images/s" if speed else ""
+            rows.append((f"time, {phase}", f"{seconds:.1f} s{per_second}"))
+    return rows
+
+
+def _percent(value: float | None) -> str:
+    return "not measured (no real images)" if value is None else f"{100 * value:.2f} %"
+
+
+def _count(value: int) -> str:
+    return f"{value / 1e6:.2f} M"
