@@ -5,35 +5,43 @@ import os
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger(__name__)
 
 
-def wandb_logger(**options: Any) -> WandbLogger:
+def wandb_logger(
+    project: str, name: str, save_dir: str, mode: str | None = None, **options: Any
+) -> WandbLogger:
     """Lightning's WandbLogger; offline where nobody is logged in.
 
     Args:
-        options: of `WandbLogger`. `mode`, or the variable WANDB_MODE, decides by itself what
-            happens; without either, a missing login means "offline".
+        project, name: of the run.
+        save_dir: the run's files are in `save_dir/wandb`.
+        mode: "online", "offline" or "disabled"; None for the variable WANDB_MODE or, without it,
+            online after `wandb login` and offline otherwise.
+        options: anything else that `wandb.init` takes, such as entity, group and tags.
 
     The charts' x axis is the number of student updates; synthesis is drawn over its rounds,
     because during warm-up the student is not updated at all.
     """
     import wandb
 
-    if not options.get("mode"):
-        options["mode"] = os.environ.get("WANDB_MODE") or _mode_by_login(wandb)
-    if options["mode"] != "online":
-        # W&B prints about itself in every mode; ours is one line, at the end of the run.
-        options.setdefault("settings", wandb.Settings(silent=True))
-    logger = WandbLogger(**options)
-    if options["mode"] != "disabled":
-        run = logger.experiment
-        run.define_metric("student_updates")
-        run.define_metric("synthesis/round")
-        run.define_metric("*", step_metric="student_updates")
-        run.define_metric("synthesis/*", step_metric="synthesis/round")
-    return logger
+    mode = mode or os.environ.get("WANDB_MODE") or _mode_by_login(wandb)
+    if rank_zero_only.rank != 0:
+        mode = "disabled"
+    run = wandb.init(
+        project=project,
+        name=name,
+        dir=save_dir,
+        mode=mode,  # type: ignore[arg-type]
+        # Offline, W&B's own lines are about nothing: the summary says how to upload the run.
+        settings=wandb.Settings(silent=mode != "online"),
+        **options,
+    )
+    run.define_metric("*", step_metric="student_updates")
+    run.define_metric("synthesis/*", step_metric="synthesis/round")
+    return WandbLogger(project=project, save_dir=save_dir, experiment=run)
 
 
 def _mode_by_login(wandb: Any) -> str:

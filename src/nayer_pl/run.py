@@ -1,6 +1,7 @@
 """From a composed configuration to a finished run."""
 
 import logging
+import os
 import shlex
 import shutil
 import tempfile
@@ -146,7 +147,7 @@ def phase_figures(timer: PhaseTimer) -> dict[str, float]:
 def finish(run_dir: Path, summary: dict[str, Any], loggers: list[Logger], product: Path) -> None:
     """Write the summary, print the table, close the loggers."""
     write_summary(run_dir / "summary.json", summary)
-    files = {"weights": str(product), "directory": str(run_dir)}
+    files = {"weights": os.path.relpath(product), "directory": os.path.relpath(run_dir)}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(summary)
@@ -166,5 +167,7 @@ def quiet_lightning() -> None:
         ".*isinstance.treespec, LeafSpec.. is deprecated.*",
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+        ".*module.s. in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,5 +1,6 @@
 """A progress bar that says which phase is running."""
 
+import time
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -13,18 +14,31 @@ class PhaseProgressBar(TQDMProgressBar):
 
     def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate, leave=True)
+        self._phase, self._drawn = "", 0.0
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Name the phase of this work item."""
         if isinstance(batch, SynthesisRound):
-            phase = "warm-up" if batch.warm_up else "synthesis"
+            self._phase = "warm-up" if batch.warm_up else "synthesis"
         else:
-            phase = "distillation" if hasattr(pl_module, "student") else "training"
+            self._phase = "distillation" if hasattr(pl_module, "student") else "training"
+        self._describe(trainer)
+
+    def show_step(self, trainer: Trainer, step: int, steps: int) -> None:
+        """Say how far a synthesis round is: it may take a minute, and the bar counts rounds."""
+        now = time.monotonic()
+        if now - self._drawn > 0.5:
+            self._drawn = now
+            self._describe(trainer, f"step {step}/{steps}")
+            self.train_progress_bar.refresh()
+
+    def _describe(self, trainer: Trainer, detail: str = "") -> None:
         width = len(str(trainer.max_epochs))
         epoch = f"{trainer.current_epoch + 1:>{width}}/{trainer.max_epochs}"
-        self.train_progress_bar.set_description(f"Epoch {epoch} {phase:<12}", refresh=False)
+        text = f"Epoch {epoch} {self._phase} {detail}"
+        self.train_progress_bar.set_description(f"{text:<{width * 2 + 20}}", refresh=False)
 
     def get_metrics(self, *args: Any) -> dict[str, Any]:
         """The losses that matter, without the version number of the logger."""

@@ -74,8 +74,10 @@ class DataFreeDistillation(LightningModule, ABC):
         self.student_updates = 0
         self.rounds = 0
         self.student_accuracy, self.teacher_accuracy = MeanMetric(), MeanMetric()
-        self.agreement, self.kd_loss = MeanMetric(), MeanMetric()
-        self.synthesis_loss = MeanMetric()
+        self.agreement = MeanMetric()
+        # A mean that leaves NaN out would hide what must stop the run.
+        self.kd_loss = MeanMetric(nan_strategy="disable")
+        self.synthesis_loss = MeanMetric(nan_strategy="disable")
         self._teacher_answers: list[Tensor] = []
 
     # What a method says
@@ -301,6 +303,12 @@ class DataFreeDistillation(LightningModule, ABC):
     def _show(self, values: Mapping[str, float]) -> None:
         """On the progress bar only."""
         self.log_dict(dict(values), prog_bar=True, logger=False)
+
+    def show_step(self, step: int, steps: int) -> None:
+        """Tell the progress bar how far this round is, if it wants to know."""
+        show = getattr(self.trainer.progress_bar_callback, "show_step", None)
+        if show is not None:
+            show(self.trainer, step, steps)
 
     def record(self, values: Mapping[str, Any]) -> None:
         """To every logger, against student updates (`trainer.global_step` counts more than those)."""

@@ -125,7 +125,8 @@ class NAYER(DataFreeDistillation):
         history: list[dict[str, Tensor]] = []
         lowest = torch.full((), torch.inf, device=self.device)
         kept = torch.zeros((), device=self.device)
-        for _ in range(self.generator_steps):
+        for step in range(self.generator_steps):
+            self.show_step(step + 1, self.generator_steps)
             images = self.generator(self.conditioning(targets))
             terms = self._judge(images, targets, warm_up)
             history.append({name: term.detach() for name, term in terms.items()})

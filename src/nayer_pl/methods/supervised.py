@@ -36,7 +36,8 @@ class Supervised(LightningModule):
         self.network = network
         self.learning_rate, self.momentum = learning_rate, momentum
         self.weight_decay, self.label_smoothing = weight_decay, label_smoothing
-        self.accuracy, self.train_loss = MeanMetric(), MeanMetric()
+        self.accuracy = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")  # NaN must show, and stop the run
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """One step of SGD on images [B, C, H, W] in [0, 1] and labels [B]."""

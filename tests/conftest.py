@@ -1,0 +1,120 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from lightning import Trainer
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from nayer_pl import NAYER, Classifier, Plan, SyntheticDataModule
+from nayer_pl.data import ImageSet
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPE = (1, 8, 8)
+CLASSES = 3
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, no login, no cache of the person who runs the tests."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("NAYER_PL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    torch.manual_seed(0)
+
+
+class TinyNet(nn.Module):
+    """Two convolutions with BatchNorm: enough for every part of a method to have work."""
+
+    def __init__(self, classes: int = CLASSES, norm: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(SHAPE[0], 6, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(6) if norm else nn.Identity()
+        self.conv2 = nn.Conv2d(6, 8, 3, padding=1, stride=2)
+        self.norm2 = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.conv1(x)))
+        return self.head(torch.relu(self.norm2(self.conv2(x))).mean((2, 3)))
+
+
+class TinySource:
+    """Random images; refuses to open the training split."""
+
+    def load(self, split: str) -> ImageSet:
+        assert split == "evaluation", "a data-free run opened the training split"
+        rng = torch.Generator().manual_seed(5)
+        images = torch.randint(256, (24, *SHAPE), dtype=torch.uint8, generator=rng)
+        return ImageSet(images, torch.arange(24) % CLASSES)
+
+
+@pytest.fixture
+def tiny_classifier() -> Callable[..., Classifier]:
+    def make(**options: object) -> Classifier:
+        net = Classifier(TinyNet(**options), mean=[0.4], std=[0.3])  # type: ignore[arg-type]
+        net.train()
+        for _ in range(3):  # running statistics that are not the initial ones
+            net(torch.rand(32, *SHAPE))
+        return net
+
+    return make
+
+
+@pytest.fixture
+def tiny_method(tiny_classifier: Callable[..., Classifier]) -> Callable[..., NAYER]:
+    def make(**options: object) -> NAYER:
+        defaults: dict[str, object] = {
+            "teacher": tiny_classifier(),
+            "student": tiny_classifier(),
+            "image_shape": SHAPE,
+            "label_text": torch.randn(CLASSES, 5),
+            "noisy_features": 16,
+            "generator_steps": 4,
+            "round_size": 12,
+            "learning_rate": 0.05,
+        }
+        return NAYER(**{**defaults, **options})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def tiny_data() -> Callable[..., SyntheticDataModule]:
+    def make(plan: dict[str, int] | None = None, **options: object) -> SyntheticDataModule:
+        sizes = {
+            "epochs": 2, "warmup_epochs": 1, "warmup_rounds": 2, "rounds_per_epoch": 1,
+            "kd_steps": 3, "round_size": 12, "batch_size": 8, **(plan or {}),
+        }  # fmt: skip
+        defaults: dict[str, object] = {"source": TinySource()}
+        return SyntheticDataModule(SHAPE, CLASSES, Plan(**sizes), **{**defaults, **options})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def fit() -> Callable[..., Trainer]:
+    def run(method: NAYER, data: SyntheticDataModule, **options: object) -> Trainer:
+        trainer = Trainer(
+            **{
+                "max_epochs": data.max_epochs, "accelerator": "cpu", "logger": False,
+                "enable_checkpointing": False, "enable_progress_bar": False,
+                "enable_model_summary": False, "log_every_n_steps": 1, **options,
+            }  # type: ignore[arg-type]
+        )  # fmt: skip
+        trainer.fit(method, datamodule=data)
+        return trainer
+
+    return run
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., DictConfig]]:
+    """Compose conf/train.yaml in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield lambda *overrides: compose("train", overrides=[f"run_dir={tmp_path}/run", *overrides])

@@ -1,0 +1,188 @@
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from nayer_pl import DivergenceError, InputError
+from nayer_pl.memory import DistillationBatch, SynthesisRound
+from nayer_pl.methods.base import frozen
+
+
+def test_teacher_is_bit_for_bit_unchanged_and_the_student_is_not(tiny_method, tiny_data, fit):
+    method = tiny_method()
+    teacher = copy.deepcopy(method.teacher.state_dict())
+    student = copy.deepcopy(method.student.state_dict())
+    fit(method, tiny_data())
+    assert all(torch.equal(teacher[k], v) for k, v in method.teacher.state_dict().items())
+    assert not any(
+        torch.equal(student[k], v) for k, v in method.student.state_dict().items() if "conv" in k
+    )
+
+
+def test_distillation_step_is_the_plain_one(tiny_method, tiny_data, fit):
+    """Against SGD written out: momentum, weight decay, and KL at temperature 20 times 400."""
+    method = tiny_method(weight_decay=0.01)
+    twin = copy.deepcopy(method.student)
+    batches = []
+
+    class Keep(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if isinstance(batch, DistillationBatch):
+                batches.append(batch.images.clone())
+
+    plan = {"epochs": 1, "kd_steps": 3}
+    fit(method, tiny_data(plan), callbacks=[Keep()])
+    twin.train()
+    velocity = [torch.zeros_like(p) for p in twin.parameters()]
+    for images in batches:
+        target = F.softmax(method.teacher(images) / 20, dim=1)
+        logs = F.log_softmax(twin(images) / 20, dim=1)
+        loss = (target * (target.log() - logs)).sum(1).mean() * 400
+        grads = torch.autograd.grad(loss, list(twin.parameters()))
+        with torch.no_grad():
+            for p, g, v in zip(twin.parameters(), grads, velocity, strict=True):
+                v.mul_(0.9).add_(g + 0.01 * p)
+                p.sub_(0.05 * v)
+    for key, value in method.student.state_dict().items():
+        torch.testing.assert_close(value, twin.state_dict()[key], rtol=1e-4, atol=1e-5)
+
+
+def test_learning_rate_falls_along_a_cosine_over_distillation_epochs_only(
+    tiny_method, tiny_data, fit
+):
+    rates = []
+
+    class Watch(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    fit(tiny_method(), tiny_data({"epochs": 4, "warmup_epochs": 2}), callbacks=[Watch()])
+    cosine = [2e-4 + (0.05 - 2e-4) * (1 + math.cos(math.pi * e / 4)) / 2 for e in range(4)]
+    assert rates == pytest.approx([0.05, 0.05, *cosine])
+
+
+def test_plan_is_carried_out_and_counted(tiny_method, tiny_data, fit):
+    method, data = tiny_method(), tiny_data({"epochs": 3, "rounds_per_epoch": 2})
+    trainer = fit(method, data)
+    assert method.rounds == 2 + 3 * 2
+    assert method.student_updates == 9
+    assert data.bank.added == len(data.bank) == 8 * 12
+    assert trainer.current_epoch == 4
+
+
+def test_metrics_are_logged_against_student_updates(tiny_method, tiny_data, fit, tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    fit(tiny_method(), tiny_data(), logger=logger)
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    assert [r["step"] for r in rows if r["synthesis/loss"]] == ["0", "0", "0", "3"]
+    assert [r["step"] for r in rows if r["val/agreement"]] == ["3", "6"]
+    assert [r["step"] for r in rows if r["distillation/loss"]] == list("123456")
+
+
+def test_accuracies_equal_a_count_by_hand(tiny_method, tiny_data, fit):
+    method, data = tiny_method(), tiny_data()
+    fit(method, data)
+    images, labels = data.source.load("evaluation")
+    method.student.eval()
+    student = method.student(images / 255).argmax(1)
+    teacher = method.teacher(images / 255).argmax(1)
+    results = method.results()
+    assert results["student_accuracy"] == pytest.approx((student == labels).float().mean().item())
+    assert results["teacher_accuracy"] == pytest.approx((teacher == labels).float().mean().item())
+    assert results["agreement"] == pytest.approx((student == teacher).float().mean().item())
+
+
+def test_without_real_images_the_agreement_on_held_back_ones_is_reported(
+    tiny_method, tiny_data, fit
+):
+    method, data = tiny_method(), tiny_data(evaluation=False, held_back=0.25)
+    fit(method, data)
+    method.student.eval()
+    images = data.held_back.images / 255
+    agree = method.student(images).argmax(1) == method.teacher(images).argmax(1)
+    results = method.results()
+    assert results["student_accuracy"] is None
+    assert results["teacher_accuracy"] is None
+    assert results["agreement"] == pytest.approx(agree.float().mean().item())
+    assert len(data.held_back) == 4 * 3
+
+
+def test_checkpoint_leaves_the_teacher_out_and_holds_plain_values(
+    tiny_method, tiny_data, fit, tmp_path
+):
+    saver = ModelCheckpoint(tmp_path, "last")
+    fit(tiny_method(), tiny_data(), enable_checkpointing=True, callbacks=[saver])
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert not [key for key in content["state_dict"] if key.startswith("teacher.")]
+    assert content["progress"] == {"student_updates": 6, "rounds": 4}
+
+
+def test_nan_in_the_distillation_loss_stops_before_the_next_checkpoint(
+    tiny_method, tiny_data, fit, tmp_path
+):
+    method = tiny_method()
+
+    class Break(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                torch.nn.init.constant_(pl_module.student.network.head.weight, torch.nan)
+
+    saver = ModelCheckpoint(tmp_path, "last")
+    with pytest.raises(DivergenceError, match="distillation loss became nan"):
+        fit(
+            method, tiny_data({"rounds_per_epoch": 0}), enable_checkpointing=True,
+            callbacks=[saver, Break()], log_every_n_steps=50,
+        )  # fmt: skip
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in kept.values())
+
+
+def test_parts_that_do_not_fit_are_named_before_any_work(
+    tiny_method, tiny_data, fit, tiny_classifier
+):
+    with pytest.raises(InputError, match="student has 4 outputs, but the data set has 3 classes"):
+        fit(tiny_method(student=tiny_classifier(classes=4)), tiny_data())
+
+
+def test_teacher_and_student_must_be_two_objects(tiny_method, tiny_classifier):
+    net = tiny_classifier()
+    with pytest.raises(InputError, match="same object"):
+        tiny_method(teacher=net, student=net)
+
+
+def test_plain_dataloaders_are_refused(tiny_method, fit):
+    class Data(LightningDataModule):
+        max_epochs = 1
+
+        def train_dataloader(self):
+            return [SynthesisRound(torch.arange(3), True)]
+
+    with pytest.raises(InputError, match="SyntheticDataModule"):
+        fit(tiny_method(), Data())
+
+
+def test_frozen_restores_mode_and_gradients(tiny_classifier):
+    net = tiny_classifier().train()
+    net.network.head.requires_grad_(False)
+    with frozen(net):
+        assert not net.training
+        assert not any(p.requires_grad for p in net.parameters())
+    assert net.training
+    assert net.network.conv1.weight.requires_grad
+    assert not net.network.head.weight.requires_grad
+
+
+def test_a_plain_trainer_with_its_defaults_works(tiny_method, tiny_data, tmp_path: Path):
+    """Sanity check, checkpoints, a logger: what a notebook has when nobody configured it."""
+    method = tiny_method()
+    data = tiny_data({"warmup_epochs": 0})
+    trainer = Trainer(max_epochs=2, accelerator="cpu", default_root_dir=tmp_path)
+    trainer.fit(method, datamodule=data)
+    assert method.student_updates == 6

@@ -1,0 +1,205 @@
+import copy
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from nayer_pl import Augmentation, DivergenceError, InputError, LabelText
+from nayer_pl.memory import SynthesisRound
+
+
+class Spy(Callback):
+    """Keeps what every generator step made and how it was judged."""
+
+    def __init__(self):
+        self.rounds, self.steps = [], []
+
+    def on_fit_start(self, trainer, method):
+        judge, synthesise = method._judge, method.synthesise
+
+        def spy_judge(images, targets, warm_up):
+            terms = judge(images, targets, warm_up)
+            self.steps.append((images.detach(), {k: v.detach() for k, v in terms.items()}))
+            return terms
+
+        def spy_synthesise(targets, warm_up):
+            self.steps = []
+            images, history = synthesise(targets, warm_up)
+            self.rounds.append((images, history, self.steps, warm_up, targets))
+            return images, history
+
+        method._judge, method.synthesise = spy_judge, spy_synthesise
+
+
+def test_images_of_the_lowest_loss_are_kept(tiny_method, tiny_data, fit):
+    spy = Spy()
+    fit(tiny_method(generator_steps=6, generator_lr=0.05), tiny_data(), callbacks=[spy])
+    chosen = set()
+    for images, _, steps, _, _ in spy.rounds:
+        losses = [float(terms["loss"]) for _, terms in steps]
+        best = losses.index(min(losses))
+        chosen.add(best)
+        assert torch.equal(images, steps[best][0])
+    assert len(spy.rounds) == 4
+    assert chosen != {5}, "the last step is always the best: this test shows nothing"
+
+
+def test_loss_is_the_weighted_sum_and_warm_up_has_no_adversary(tiny_method, tiny_data, fit):
+    spy = Spy()
+    fit(tiny_method(bn_weight=3.0, ce_weight=0.7, adv_weight=2.0), tiny_data(), callbacks=[spy])
+    assert [warm_up for *_, warm_up, _ in spy.rounds] == [True, True, False, False]
+    for _, history, _, warm_up, _ in spy.rounds:
+        total = 3.0 * history["bn"] + 0.7 * history["ce"]
+        assert ("adv" in history) != warm_up
+        if not warm_up:
+            total = total + 2.0 * history["adv"]
+        torch.testing.assert_close(history["loss"], total)
+
+
+def test_a_round_leaves_the_student_alone(tiny_method, tiny_data, fit):
+    method = tiny_method()
+    before = copy.deepcopy(method.student.state_dict())
+    fit(method, tiny_data(), limit_train_batches=1, max_epochs=2)
+    assert method.rounds == 2
+    assert all(torch.equal(before[k], v) for k, v in method.student.state_dict().items())
+    assert all(p.grad is None for p in [*method.student.parameters(), *method.teacher.parameters()])
+
+
+def test_generator_learns_within_a_round(tiny_method, tiny_data, fit):
+    spy = Spy()
+    fit(tiny_method(generator_steps=40), tiny_data(), callbacks=[spy])
+    for _, history, _, _, _ in spy.rounds:
+        assert history["loss"][-10:].mean() < history["loss"][:5].mean()
+
+
+@pytest.mark.parametrize("reinitialise", [True, False])
+def test_noisy_layer_starts_every_round_anew_or_never(tiny_method, tiny_data, fit, reinitialise):
+    starts = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, method, item, i):
+            if isinstance(item, SynthesisRound):
+                self.parameter = method.conditioning.noisy_layer.weight
+                start_round = type(method.conditioning).start_round
+
+                def watched(targets, rng):
+                    start_round(method.conditioning, targets, rng)
+                    starts.append(self.parameter.detach().clone())
+
+                method.conditioning.start_round = watched
+
+    method = tiny_method(reinitialise_noisy_layer=reinitialise, generator_lr=1e-6)
+    fit(method, tiny_data(), callbacks=[Watch()])
+    assert len(starts) == 4
+    changed = [float((b - a).abs().mean()) for a, b in zip(starts, starts[1:], strict=False)]
+    assert all((change > 0.5) == reinitialise for change in changed)
+
+
+def test_generator_is_rebuilt_in_place_when_its_life_ends(tiny_method, tiny_data, fit):
+    method = tiny_method(generator_life=2, generator_lr=0.0)
+    first = [p for p in method.generator.parameters()]
+    seen = []
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append(method.generator.layers[0].weight.detach().clone())
+
+    fit(method, tiny_data({"epochs": 4, "warmup_epochs": 1}), callbacks=[Watch()])
+    assert all(a is b for a, b in zip(first, method.generator.parameters(), strict=True))
+    rebuilt = [e for e in range(1, 5) if not torch.equal(seen[e], seen[e - 1])]
+    assert rebuilt == [1, 2, 4]  # when distillation begins, then every second epoch
+
+
+def test_adam_starts_afresh_in_every_round(tiny_method, tiny_data, fit):
+    ages = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, method, outputs, item, i):
+            if isinstance(item, SynthesisRound):
+                state = trainer.optimizers[1].state
+                ages.extend(int(s["step"]) for s in state.values())
+
+    fit(tiny_method(generator_steps=4), tiny_data(), callbacks=[Watch()])
+    assert set(ages) == {4}
+
+
+@pytest.mark.parametrize("conditioning", ["lte", "onehot", "noise"])
+def test_every_conditioning_runs_and_differs_between_rounds(
+    tiny_method, tiny_data, fit, conditioning
+):
+    spy = Spy()
+    options = {"label_text": torch.randn(3, 5)} if conditioning == "lte" else {"label_text": None}
+    fit(tiny_method(conditioning=conditioning, **options), tiny_data(), callbacks=[spy])
+    first, second = spy.rounds[0][0], spy.rounds[1][0]
+    assert not torch.equal(first, second)
+    assert len(spy.rounds) == 4
+
+
+def test_label_text_makes_the_image_depend_on_the_label(tiny_method):
+    """Same set, same noisy layer: the same label twice gives one image, another label another."""
+    method = tiny_method(labels_per_layer=4).eval()
+    images = method.generator(method.conditioning(torch.tensor([0, 1, 0, 2])))
+    assert torch.equal(images[0], images[2])
+    assert not torch.equal(images[0], images[1])
+
+
+def test_augmentation_is_seen_by_the_judges_but_not_banked(tiny_method, tiny_data, fit):
+    spy = Spy()
+    method = tiny_method(augmentation=Augmentation(2, flip=True))
+    teacher_saw = []
+    method.teacher.register_forward_pre_hook(lambda _, inputs: teacher_saw.append(inputs[0]))
+    data = tiny_data()
+    fit(method, data, callbacks=[spy])
+    images = spy.rounds[0][0]
+    banked = data.bank.images[:12].float() / 255
+    torch.testing.assert_close(banked, images, atol=0.5 / 255 + 1e-6, rtol=0)
+    made = spy.rounds[0][2][0][0]
+    shown = next(x for x in teacher_saw if len(x) == 12)
+    assert not torch.equal(made, shown)
+
+
+def test_nan_in_a_round_names_the_term_and_reaches_neither_bank_nor_student(
+    tiny_method, tiny_data, fit
+):
+    method, data = tiny_method(generator_steps=5), tiny_data()
+    before = copy.deepcopy(method.student.state_dict())
+    loss, calls = method.statistics.loss, []
+
+    def broken():
+        calls.append(1)
+        return loss() * (float("nan") if len(calls) == 8 else 1.0)
+
+    method.statistics.loss = broken
+    with pytest.raises(DivergenceError, match=r"'bn' became nan at step 3 of round 2"):
+        fit(method, data)
+    assert data.bank.added == 12
+    assert all(torch.equal(before[k], v) for k, v in method.student.state_dict().items())
+
+
+def test_a_teacher_without_batchnorm_needs_a_weight_of_zero(
+    tiny_method, tiny_classifier, tiny_data, fit
+):
+    with pytest.raises(InputError, match=r"model\.bn_weight=0"):
+        tiny_method(teacher=tiny_classifier(norm=False))
+    method = tiny_method(teacher=tiny_classifier(norm=False), bn_weight=0)
+    fit(method, tiny_data())
+    assert method.student_updates == 6
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ["cat", "dog", "bird", "frog"]])
+def test_class_names_must_be_as_many_as_outputs(tiny_method, names):
+    class Never:
+        def embed(self, names):
+            raise AssertionError("encoded before the number of names was checked")
+
+    with pytest.raises(InputError, match=f"{len(names)} class names, but the teacher has 3 outputs"):
+        tiny_method(label_text=LabelText(names, Never()))
+
+
+def test_bad_shapes_are_refused(tiny_method):
+    with pytest.raises(InputError, match=r"\[3, d\]"):
+        tiny_method(label_text=torch.randn(4, 5))
+    with pytest.raises(InputError, match="needs label_text"):
+        tiny_method(label_text=None)
+    with pytest.raises(InputError, match="divisible by 4"):
+        tiny_method(image_shape=(1, 10, 8))

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from lightning import Trainer
+
+from nayer_pl import Classifier, DivergenceError, RealDataModule, Supervised
+from nayer_pl.data import ImageSet
+
+
+class Stripes:
+    """Class 0 is bright above, class 1 below: anything that learns gets it right."""
+
+    def load(self, split):
+        rng = torch.Generator().manual_seed(len(split))
+        images = torch.randint(60, (200, 1, 8, 8), dtype=torch.uint8, generator=rng)
+        labels = torch.arange(200) % 2
+        images[labels == 0, :, :4] += 150
+        images[labels == 1, :, 4:] += 150
+        return ImageSet(images, labels)
+
+
+def fit(method, epochs=3):
+    trainer = Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    data = RealDataModule(Stripes(), batch_size=20)
+    trainer.fit(method, datamodule=data)
+    return trainer
+
+
+class Linear(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(64, 2)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+def test_it_learns_and_measures_on_the_evaluation_split():
+    method = Supervised(Classifier(Linear()), learning_rate=0.05)
+    fit(method)
+    images, labels = Stripes().load("evaluation")
+    right = (method.network(images / 255).argmax(1) == labels).float().mean().item()
+    assert method.results() == {"accuracy": pytest.approx(right), "parameters": 130}
+    assert right > 0.95
+
+
+def test_learning_rate_falls_to_zero_over_all_steps():
+    trainer = fit(Supervised(Classifier(Linear()), learning_rate=0.05), epochs=2)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    method = Supervised(Classifier(Linear()))
+    torch.nn.init.constant_(method.network.network.head.weight, torch.nan)
+    with pytest.raises(DivergenceError, match="training loss became nan"):
+        fit(method)

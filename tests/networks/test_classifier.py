@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nayer_pl import Classifier, InputError, build_classifier
+from nayer_pl.networks import build_network, vgg11, wrn16_1
+
+WRN = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 6}
+
+
+@pytest.mark.parametrize(
+    ("channels", "mean", "std"),
+    [(3, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), (3, (0.3,), (0.6,)), (1, [0.5], [2])],
+)
+def test_network_sees_normalised_images(channels, mean, std):
+    images = np.random.default_rng(0).random((4, channels, 5, 6), dtype=np.float32)
+    seen = Classifier(nn.Identity(), mean, std)(torch.from_numpy(images)).numpy()
+    expected = np.empty_like(images)
+    for c in range(channels):
+        expected[:, c] = (images[:, c] - mean[c % len(mean)]) / std[c % len(std)]
+    np.testing.assert_allclose(seen, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5,), (0.5, 0.5)), ((0.5,), (0.0,)), ((0.5, 0.5), (1.0, -1.0))]
+)
+def test_impossible_normalisation_is_refused(mean, std):
+    with pytest.raises(InputError, match="std"):
+        Classifier(nn.Identity(), mean, std)
+
+
+def test_state_dict_adds_nothing_to_the_network():
+    classifier = build_classifier(WRN)
+    keys = [f"network.{key}" for key in classifier.network.state_dict()]
+    assert list(classifier.state_dict()) == keys
+
+
+def test_normalisation_follows_the_device_and_dtype():
+    classifier = Classifier(nn.Identity()).to(torch.float64)
+    assert classifier(torch.ones(1, 3, 2, 2, dtype=torch.float64)).dtype == torch.float64
+    assert classifier.to("meta").mean.device.type == "meta"
+
+
+def test_description_rebuilds_the_classifier():
+    classifier = build_classifier(WRN, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    rebuilt = build_classifier(**classifier.description)
+    assert torch.equal(rebuilt.mean, classifier.mean)
+    assert torch.equal(rebuilt.std, classifier.std)
+    rebuilt.load_state_dict(classifier.state_dict())
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(rebuilt.eval()(images), classifier.eval()(images))
+
+
+def test_description_is_plain_data():
+    def plain(value):
+        if isinstance(value, dict):
+            return all(isinstance(k, str) and plain(v) for k, v in value.items())
+        if isinstance(value, list):
+            return all(map(plain, value))
+        return type(value) in (str, int, float)
+
+    assert plain(build_classifier(WRN, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)).description)
+
+
+def test_network_that_nobody_described_has_no_description():
+    assert Classifier(nn.Linear(2, 2)).description is None
+
+
+def test_num_classes_is_what_the_network_gives():
+    assert Classifier(wrn16_1(6)).num_classes((3, 32, 32)) == 6
+    assert Classifier(wrn16_1(11, channels=1), (0.5,), (0.5,)).num_classes([1, 28, 28]) == 11
+
+
+@pytest.mark.parametrize(
+    ("network", "mean", "shape"),
+    [
+        (wrn16_1(6), (0.5,), (1, 32, 32)),  # wrong number of channels
+        (vgg11(6), (0.5,), (3, 8, 8)),  # too small for four halvings
+        (wrn16_1(6), (0.5, 0.5), (3, 32, 32)),  # two means for three channels
+        (nn.Linear(32, 6), (0.5,), (3, 32, 16)),  # not for images
+    ],
+)
+def test_num_classes_names_the_shape_that_does_not_fit(network, mean, shape):
+    classifier = Classifier(network, mean, mean)
+    with pytest.raises(InputError, match=rf"{type(network).__name__}.*\({shape[0]}, {shape[1]}"):
+        classifier.num_classes(shape)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 16)])
+def test_num_classes_leaves_the_mode_and_the_statistics(training, shape):
+    classifier = build_classifier(WRN).train(training)
+    before = {key: value.clone() for key, value in classifier.state_dict().items()}
+    try:
+        classifier.num_classes(shape)
+    except InputError:
+        assert shape[0] == 2
+    assert {module.training for module in classifier.modules()} == {training}
+    for key, value in classifier.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_frozen_classifier_does_not_learn_but_passes_gradients_to_its_images():
+    classifier = build_classifier(WRN)
+    assert classifier.freeze() is classifier
+    assert not any(module.training for module in classifier.modules())
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    classifier(images).logsumexp(1).sum().backward()
+    assert images.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in classifier.parameters())
+
+
+def test_build_classifier_starts_from_fresh_weights():
+    first, second = build_classifier(WRN), build_classifier(WRN)
+    assert not torch.equal(first.network.fc.weight, second.network.fc.weight)
+    assert type(first.network) is type(build_network(WRN))

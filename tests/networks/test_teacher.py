@@ -1,0 +1,89 @@
+import logging
+
+import pytest
+import torch
+
+from nayer_pl import InputError, build_classifier, load_teacher, save_classifier
+from nayer_pl.networks import wrn16_1
+
+WRN = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 5}
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+def trained(path, mean=MEAN, std=STD):
+    torch.manual_seed(0)
+    classifier = build_classifier(WRN, mean, std)
+    save_classifier(path, classifier)
+    return classifier.eval()
+
+
+def test_missing_weights_name_the_path_and_the_command(tmp_path):
+    path = tmp_path / "teachers" / "none.safetensors"
+    with pytest.raises(InputError) as caught:
+        load_teacher(WRN, path, trained_by="experiment=teacher data=digits")
+    assert str(path) in str(caught.value)
+    assert "python train.py experiment=teacher data=digits" in str(caught.value)
+    assert "teacher.weights=" in str(caught.value)
+
+
+def test_missing_weights_without_a_recipe_name_the_path_only(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load_teacher(WRN, tmp_path)  # a folder is no file
+    assert str(tmp_path) in str(caught.value)
+    assert "train.py" not in str(caught.value)
+
+
+def test_teacher_gives_the_logits_it_was_trained_to_give(tmp_path):
+    classifier = trained(tmp_path / "t.safetensors")
+    teacher = load_teacher(WRN, tmp_path / "t.safetensors", MEAN, STD)
+    images = torch.rand(3, 3, 16, 16)
+    assert torch.equal(teacher(images), classifier(images))
+
+
+def test_teacher_is_frozen_and_in_evaluation_mode(tmp_path):
+    trained(tmp_path / "t.safetensors")
+    teacher = load_teacher(WRN, tmp_path / "t.safetensors", MEAN, STD)
+    assert not any(module.training for module in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_normalisation_of_the_file_wins_with_a_warning(tmp_path, caplog):
+    classifier = trained(tmp_path / "t.safetensors")
+    with caplog.at_level(logging.WARNING):
+        teacher = load_teacher(WRN, tmp_path / "t.safetensors", (0.5,), (0.5,))
+    images = torch.rand(3, 3, 16, 16)
+    assert torch.equal(teacher(images), classifier(images))
+    assert "0.49" in caplog.text
+    assert "[0.5]" in caplog.text
+
+
+def test_same_normalisation_is_no_reason_to_warn(tmp_path, caplog):
+    trained(tmp_path / "t.safetensors")
+    with caplog.at_level(logging.WARNING):
+        load_teacher(WRN, tmp_path / "t.safetensors", list(MEAN), list(STD))
+    assert not caplog.records
+
+
+@pytest.mark.xfail(strict=True, reason="one value and three equal values count as different")
+def test_one_value_for_all_channels_is_the_same_normalisation(tmp_path, caplog):
+    trained(tmp_path / "t.safetensors", (0.5,) * 3, (0.5,) * 3)
+    with caplog.at_level(logging.WARNING):
+        load_teacher(WRN, tmp_path / "t.safetensors", (0.5,), (0.5,))
+    assert not caplog.records
+
+
+def test_file_without_normalisation_takes_the_given_one(tmp_path, caplog):
+    network = wrn16_1(5).eval()
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "t.pth")
+    with caplog.at_level(logging.WARNING):
+        teacher = load_teacher(WRN, tmp_path / "t.pth", MEAN, STD)
+    images = torch.rand(3, 3, 16, 16)
+    normalised = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    assert torch.equal(teacher(images), network(normalised))
+    assert not caplog.records
+
+
+def test_weights_of_another_number_of_classes_are_refused(tmp_path):
+    trained(tmp_path / "t.safetensors")
+    with pytest.raises(InputError, match=r"fc\.weight \(\(5, 64\) instead of \(7, 64\)\)"):
+        load_teacher({**WRN, "num_classes": 7}, tmp_path / "t.safetensors", MEAN, STD)
