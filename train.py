@@ -4,6 +4,7 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 
@@ -14,7 +15,8 @@ def main(cfg: DictConfig) -> float | None:
     from nayer_pl.errors import NayerError
     from nayer_pl.run import train
 
-    cfg.run_dir = HydraConfig.get().runtime.output_dir
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        cfg.run_dir = HydraConfig.get().runtime.output_dir
     try:
         summary, _ = train(cfg)
     except NayerError as error:

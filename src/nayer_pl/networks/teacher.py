@@ -36,7 +36,7 @@ def load_teacher(
     """
     weights = Path(weights)
     if not weights.is_file():
-        hint = f"; train them with: python train.py {trained_by}" if trained_by else ""
+        hint = f", or train them: python train.py {trained_by}" if trained_by else ""
         raise InputError(
             f"The teacher's weights are not at '{weights}'; give their path as "
             f"teacher.weights=PATH{hint}"

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from nayer_pl import InputError, build_classifier, load_classifier
+from nayer_pl.callbacks import Export
+
+WRN = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 3, "channels": 1}
+
+
+class Learner(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.classifier = build_classifier(WRN, (0.2,), (0.4,))
+        self.steps = 0
+
+    @property
+    def product(self):
+        return self.classifier
+
+    def training_step(self, batch, _):
+        self.steps += 1
+        images, labels = batch
+        loss = cross_entropy(self.classifier(images), labels)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch, _):
+        self.log("val/accuracy", 0.625)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def loader():
+    torch.manual_seed(0)
+    return DataLoader(TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3), batch_size=3)
+
+
+def trainer(path, tmp_path):
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[Export(path, ("a", "b", "c"), (1, 8, 8))],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+
+
+def test_file_is_what_was_trained_and_what_was_measured(tmp_path):
+    path, module = tmp_path / "new" / "student.safetensors", Learner()
+    trainer(path, tmp_path).fit(module, loader(), loader())
+    classifier, facts = load_classifier(path)
+    images = torch.rand(4, 1, 8, 8)
+    assert torch.equal(classifier(images), module.classifier.eval()(images))
+    assert facts["class_names"] == ["a", "b", "c"]
+    assert facts["image_shape"] == [1, 8, 8]
+    assert facts["measured"] == {"val/accuracy": 0.625}
+
+
+def test_existing_file_is_refused_before_any_work_and_kept(tmp_path):
+    path, module = tmp_path / "student.safetensors", Learner()
+    path.write_bytes(b"weights of last week")
+    with pytest.raises(InputError, match=r"export\.path=") as caught:
+        trainer(path, tmp_path).fit(module, loader(), loader())
+    assert str(path) in str(caught.value)
+    assert module.steps == 0
+    assert path.read_bytes() == b"weights of last week"
+
+
+def test_validating_alone_neither_refuses_nor_writes(tmp_path):
+    path = tmp_path / "student.safetensors"
+    path.write_bytes(b"weights of last week")
+    trainer(path, tmp_path).validate(Learner(), loader(), verbose=False)
+    assert path.read_bytes() == b"weights of last week"

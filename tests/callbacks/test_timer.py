@@ -1,0 +1,123 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nayer_pl.callbacks import PhaseTimer
+from nayer_pl.callbacks import timer as timer_module
+from nayer_pl.memory.plan import DistillationBatch, SynthesisRound
+
+MODULE = SimpleNamespace(device=torch.device("cpu"))
+
+
+class Clock:
+    now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(timer_module, "time", clock)
+    return clock
+
+
+def synthesis(images):
+    return SynthesisRound(torch.zeros(images, dtype=torch.int64), warm_up=False)
+
+
+def distillation(images):
+    return DistillationBatch(torch.zeros(images, 3, 4, 4), torch.zeros(images, dtype=torch.int64))
+
+
+def run_items(timer, clock, items):
+    """Items as (what, seconds to fetch it, seconds of work on it)."""
+    for i, (item, fetching, working) in enumerate(items):
+        clock.now += fetching
+        timer.on_train_batch_start(None, MODULE, item, i)
+        clock.now += working
+
+
+def test_seconds_and_images_go_to_their_phase(clock):
+    timer = PhaseTimer()
+    timer.on_train_epoch_start(None, MODULE)
+    rounds = [(synthesis(40), 0, 5), (synthesis(40), 0, 7)]
+    batches = [(distillation(16), 0, 2), (distillation(16), 1, 2), (distillation(8), 1, 2)]
+    run_items(timer, clock, rounds + batches)
+    timer.on_train_epoch_end(None, MODULE)
+    assert timer.seconds == {"synthesis": 12, "distillation": 8, "training": 0}
+    assert timer.images == {"synthesis": 80, "distillation": 40, "training": 0}
+
+
+def test_fetching_the_first_item_belongs_to_its_phase(clock):
+    timer = PhaseTimer()
+    timer.on_train_epoch_start(None, MODULE)
+    run_items(timer, clock, [(distillation(4), 3, 2)])
+    timer.on_train_epoch_end(None, MODULE)
+    assert timer.seconds["distillation"] == 5
+
+
+def test_epochs_add_up_and_what_lies_between_them_is_left_out(clock):
+    timer = PhaseTimer()
+    for _ in range(3):
+        timer.on_train_epoch_start(None, MODULE)
+        run_items(timer, clock, [(synthesis(10), 0, 4), (distillation(6), 0, 1)])
+        timer.on_train_epoch_end(None, MODULE)
+        clock.now += 50
+    assert timer.seconds == {"synthesis": 12, "distillation": 3, "training": 0}
+    assert timer.images == {"synthesis": 30, "distillation": 18, "training": 0}
+
+
+def test_ordinary_batches_are_training(clock):
+    timer = PhaseTimer()
+    timer.on_train_epoch_start(None, MODULE)
+    run_items(timer, clock, [([torch.zeros(7, 1), torch.zeros(7)], 0, 2)])
+    timer.on_train_epoch_end(None, MODULE)
+    assert timer.seconds == {"synthesis": 0, "distillation": 0, "training": 2}
+    assert timer.images["training"] == 7
+
+
+class Slow(LightningModule):
+    """Every training batch takes 3 seconds of the clock, every validation batch 1000."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock, self.weight = clock, nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, _):
+        self.clock.now += 3
+        return self.weight * 0
+
+    def validation_step(self, batch, _):
+        self.clock.now += 1000
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+within = pytest.mark.xfail(strict=True, reason="the clock is not started anew after validation")
+
+
+@pytest.mark.parametrize("interval", [1.0, pytest.param(0.5, marks=within)])
+def test_validation_is_in_no_phase(clock, tmp_path, interval):
+    timer = PhaseTimer()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[timer],
+        val_check_interval=interval,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    loader = DataLoader(TensorDataset(torch.zeros(8, 1), torch.zeros(8)), batch_size=2)
+    trainer.fit(Slow(clock), loader, loader)
+    assert timer.images["training"] == 16
+    assert timer.seconds["training"] == 2 * 4 * 3

@@ -1,0 +1,103 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from nayer_pl import Digits
+
+
+def raw_rows(split):
+    """The 8x8 originals, [N, 64] in 0..16, and the labels, as they were before enlarging."""
+    images, labels = Digits(8).load(split)
+    return np.rint(images.flatten(1).double().numpy() * 16 / 255).astype(int), labels.numpy()
+
+
+def test_sizes_shapes_and_types():
+    for split, count in (("train", 1297), ("evaluation", 500)):
+        images, labels = Digits().load(split)
+        assert images.shape == (count, 1, 16, 16)
+        assert labels.shape == (count,)
+        assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+
+
+def test_halves_are_disjoint_and_hold_every_digit_once():
+    def rows(images, labels):
+        pairs = zip(images.astype(int), labels, strict=True)
+        return [image.tobytes() + bytes([label]) for image, label in pairs]
+
+    halves = rows(*raw_rows("train")) + rows(*raw_rows("evaluation"))
+    everything = rows(*load_digits(return_X_y=True))
+    assert len(set(everything)) == 1797
+    assert sorted(halves) == sorted(everything)
+
+
+def test_split_is_stratified():
+    totals = np.bincount(load_digits().target)
+    kept = np.bincount(Digits().load("evaluation").labels.numpy())
+    np.testing.assert_array_less(np.abs(kept - totals * 500 / 1797), 1)
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 21])
+def test_enlarging_is_bilinear_between_pixel_centres(size):
+    originals, labels = raw_rows("evaluation")
+    images, same_labels = Digits(size).load("evaluation")
+    centres = (np.arange(size) + 0.5) * 8 / size - 0.5
+    weights = np.stack([np.interp(centres, np.arange(8), unit) for unit in np.eye(8)], axis=1)
+    grey = originals.reshape(-1, 8, 8) * 255 / 16
+    expected = weights @ grey @ weights.T
+    assert np.abs(images[:, 0].numpy() - expected).max() < 0.5 + 1e-3
+    np.testing.assert_array_equal(labels, same_labels.numpy())
+
+
+def test_values_use_the_whole_range_of_bytes():
+    images = Digits(8).load("train").images
+    assert (int(images.min()), int(images.max())) == (0, 255)
+
+
+FINGERPRINT = """
+import hashlib, json, sys, types
+# Only this module is wanted: the package's other imports take longer than the test.
+for name, folder in json.loads(sys.argv[1]).items():
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
+import numpy as np, torch
+np.random.seed(5), torch.manual_seed(5)
+from nayer_pl.data.digits import Digits
+for split in ("train", "evaluation"):
+    images, labels = Digits().load(split)
+    print(hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_split_is_the_same_in_another_process():
+
+    folders = {name: sys.modules[name].__path__[0] for name in ("nayer_pl", "nayer_pl.data")}
+    done = subprocess.run(
+        [sys.executable, "-c", FINGERPRINT, json.dumps(folders)],
+        env={**os.environ, "PYTHONHASHSEED": "123"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    here = [
+        hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+        for images, labels in map(Digits().load, ("train", "evaluation"))
+    ]
+    assert done.stdout.split() == here
+
+
+def test_loading_neither_needs_nor_moves_the_global_random_state():
+    torch.manual_seed(3)
+    np.random.seed(3)
+    first = Digits().load("evaluation").images
+    after = torch.rand(1), np.random.rand()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    assert after == (torch.rand(1), np.random.rand())
+    assert torch.equal(first, Digits().load("evaluation").images)

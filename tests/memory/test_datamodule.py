@@ -1,0 +1,306 @@
+from types import SimpleNamespace
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+from nayer_pl import Augmentation, BankOptions, InputError, MemoryBank, Plan, SyntheticDataModule
+from nayer_pl.data import ImageSet
+from nayer_pl.memory import DistillationBatch, SynthesisRound
+from nayer_pl.memory.datamodule import stream_seed
+
+SHAPE, CLASSES = (1, 4, 4), 3
+PLAN = Plan(
+    epochs=2,
+    warmup_epochs=1,
+    warmup_rounds=3,
+    rounds_per_epoch=2,
+    kd_steps=4,
+    round_size=6,
+    batch_size=5,
+)
+
+
+class EvaluationOnly:
+    """Real images, of which the training split is out of bounds."""
+
+    def __init__(self, count=7):
+        self.asked = []
+        rng = torch.Generator().manual_seed(5)
+        self.images = torch.randint(0, 256, (count, *SHAPE), dtype=torch.uint8, generator=rng)
+        self.labels = torch.arange(count) % CLASSES
+
+    def load(self, split):
+        self.asked.append(split)
+        if split != "evaluation":
+            raise AssertionError(f"asked for the {split} split")
+        return ImageSet(self.images, self.labels)
+
+
+class Recorder(lightning.LightningModule):
+    """Banks random images for a round and writes down everything that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.log_of_work, self.made, self.drawn, self.evaluated = [], [], [], []
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def training_step(self, item, _):
+        kind = "batch" if isinstance(item, DistillationBatch) else "round"
+        if isinstance(item, SynthesisRound):
+            kind = "warm-up round" if item.warm_up else "round"
+            images = torch.randint(0, 256, (len(item.targets), *SHAPE)) / 255
+            self.trainer.datamodule.add(images, item.targets)
+            self.made.append((images, item.targets))
+        else:
+            self.drawn.append(item)
+        self.log_of_work.append((self.current_epoch, kind))
+
+    def validation_step(self, batch, _):
+        self.evaluated.append(batch)
+        self.log_of_work.append((self.current_epoch, "evaluation"))
+
+
+def trainer(**options):
+    return lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+def datamodule(**options):
+    return SyntheticDataModule(SHAPE, CLASSES, options.pop("plan", PLAN), **options)
+
+
+def set_up(data, rank=0, epoch=0):
+    """As a trainer on rank `rank` does."""
+    data.trainer = SimpleNamespace(
+        global_rank=rank,
+        current_epoch=epoch,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+    )
+    data.setup("fit")
+    return data
+
+
+def rows(images):
+    """Each image as something that can sit in a set."""
+    images = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+    return [tuple(image.flatten().tolist()) for image in images]
+
+
+def fit(data, plan=PLAN):
+    module = Recorder()
+    trainer(max_epochs=plan.max_epochs).fit(module, datamodule=data)
+    return module
+
+
+def test_fit_walks_the_plan():
+    module = fit(datamodule(source=EvaluationOnly()))
+    expected = [(0, "warm-up round")] * 3
+    for epoch in (1, 2):
+        expected += [(epoch, "round")] * 2 + [(epoch, "batch")] * 4 + [(epoch, "evaluation")]
+    assert module.log_of_work == expected
+
+
+def test_batches_hold_banked_images_with_their_labels():
+    module = fit(datamodule(source=EvaluationOnly()))
+    banked = {}
+    for images, targets in module.made:
+        banked |= dict(zip(rows(images), targets.tolist(), strict=True))
+    for batch in module.drawn:
+        assert batch.images.shape == (5, *SHAPE)
+        assert batch.images.dtype == torch.float32
+        assert batch.images.max() <= 1
+        for image, label in zip(rows(batch.images), batch.labels.tolist(), strict=True):
+            assert banked[image] == label
+
+
+def test_all_images_of_the_plan_find_room():
+    data = datamodule(source=EvaluationOnly())
+    module = fit(data)
+    assert data.bank.capacity == len(data.bank) == PLAN.images
+    assert rows(data.bank.images) == [row for images, _ in module.made for row in rows(images)]
+
+
+def test_banked_images_are_augmented_when_drawn():
+    data = set_up(datamodule(augmentation=Augmentation(padding=4, flip=False)))
+    data.bank.add(torch.ones(6, *SHAPE), torch.zeros(6, dtype=torch.long))
+    images = torch.cat([data._batch().images for _ in range(5)])
+    assert (images == 0).any()
+    assert (data.bank.images == 255).all()
+
+
+def test_only_the_evaluation_split_is_asked_for():
+    source = EvaluationOnly()
+    fit(datamodule(source=source))
+    assert source.asked == ["evaluation"]
+
+
+def test_real_images_come_in_order_and_between_zero_and_one():
+    source, module = EvaluationOnly(), Recorder()
+    trainer().validate(
+        module, datamodule=datamodule(source=source, eval_batch_size=3), verbose=False
+    )
+    images, labels = (torch.cat(parts) for parts in zip(*module.evaluated, strict=True))
+    assert [len(batch[0]) for batch in module.evaluated] == [3, 3, 1]
+    torch.testing.assert_close(images, source.images.float() / 255)
+    assert torch.equal(labels, source.labels)
+
+
+@pytest.mark.parametrize("options", [{}, {"source": EvaluationOnly(), "evaluation": False}])
+def test_run_without_real_images_is_evaluated_on_banked_ones(options):
+    data = datamodule(held_back=0.3, **options)
+    assert not data.has_real_images
+    module = fit(data)
+    assert getattr(options.get("source"), "asked", []) == []
+    made = {row for images, _ in module.made for row in rows(images)}
+    drawn = {row for batch in module.drawn for row in rows(batch.images)}
+    held_back = {row for images, _ in module.evaluated for row in rows(images)}
+    assert held_back
+    assert held_back <= made
+    assert not held_back & drawn
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5])
+def test_held_back_images_are_never_banked_and_none_is_lost(share):
+    data = set_up(datamodule(held_back=share))
+    everything = {}
+    for i in range(5):
+        images = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(i))
+        labels = torch.arange(6) + 10 * i
+        data.add(images, labels)
+        everything |= dict(zip(rows(images), labels.tolist(), strict=True))
+        kept = max(1, round(6 * share))
+        assert len(data.bank) == (6 - kept) * (i + 1)
+    banked, held = rows(data.bank.images), rows(data.held_back.images)
+    assert not set(banked) & set(held)
+    assert [everything[row] for row in banked] == data.bank.labels.tolist()
+    assert [everything[row] for row in held] == data.held_back.labels.tolist()
+    if data.held_back.added <= data.held_back.capacity:
+        assert set(banked) | set(held) == set(everything)
+
+
+def test_nothing_is_held_back_where_real_images_judge():
+    data = set_up(datamodule(source=EvaluationOnly()))
+    images = torch.rand(6, *SHAPE)
+    data.add(images, torch.arange(6))
+    assert rows(data.bank.images) == rows(images)
+    assert data.held_back is None
+
+
+def test_every_fit_starts_with_an_empty_bank():
+    data = datamodule()
+    for _ in range(2):
+        set_up(data)
+        assert len(data.bank) == len(data.held_back) == 0
+        data.add(torch.rand(6, *SHAPE), torch.arange(6))
+
+
+def test_evaluation_leaves_the_bank_alone():
+    data = set_up(datamodule(source=EvaluationOnly()))
+    data.add(torch.rand(6, *SHAPE), torch.arange(6))
+    data.setup("validate")
+    data.setup("test")
+    assert len(data.bank) == 6
+    assert data.source.asked == ["evaluation"]
+
+
+def test_bank_can_start_from_a_saved_one(tmp_path):
+    saved = MemoryBank(9, SHAPE)
+    saved.add(torch.rand(4, *SHAPE), torch.tensor([2, 1, 0, 1]))
+    saved.save(tmp_path / "bank.safetensors")
+    data = datamodule(bank=BankOptions(capacity=20, initial=tmp_path / "bank.safetensors"))
+    for _ in range(2):
+        set_up(data)
+        assert rows(data.bank.images) == rows(saved.images)
+        assert data.bank.labels.tolist() == [2, 1, 0, 1]
+        assert data.bank.capacity == 20
+
+
+def streams(seed, rank):
+    data = set_up(datamodule(source=EvaluationOnly(), seed=seed), rank)
+    targets = [item.targets.tolist() for item in data.train_dataloader()]
+    data.bank.add(torch.rand(30, *SHAPE), torch.arange(30))
+    return targets, data._batch().labels.tolist()
+
+
+def test_seed_and_rank_decide_the_targets_and_the_draws():
+    first = streams(seed=0, rank=0)
+    assert streams(seed=0, rank=0) == first
+    for other in (streams(seed=1, rank=0), streams(seed=0, rank=1)):
+        assert other[0] != first[0]
+        assert other[1] != first[1]
+
+
+def test_stream_seeds_never_meet():
+    questions = [(s, r, p) for s in range(20) for r in range(64) for p in range(3)]
+    assert len({stream_seed(*question) for question in questions}) == len(questions)
+
+
+def test_targets_are_labels_of_this_data_set():
+    data = set_up(datamodule())
+    for item in data.train_dataloader():
+        assert sorted(item.targets.tolist()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_global_random_state_is_not_touched():
+    data = set_up(datamodule(augmentation=Augmentation()))
+    images = torch.rand(6, *SHAPE)
+    before = torch.get_rng_state()
+    data.add(images, torch.arange(6))
+    list(data.train_dataloader())
+    data._batch()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_warm_up_is_not_evaluated():
+    data = set_up(datamodule(source=EvaluationOnly()), epoch=0)
+    assert data.val_dataloader() == []
+    data.trainer.current_epoch = 1
+    assert len(data.val_dataloader()) == 1
+
+
+@pytest.mark.parametrize("size", [1, CLASSES - 1])
+def test_round_smaller_than_the_classes_is_refused(size):
+    with pytest.raises(InputError, match=f"at least {CLASSES}"):
+        datamodule(plan=Plan(round_size=size))
+
+
+def test_round_of_one_full_set_is_enough():
+    data = set_up(datamodule(plan=Plan(round_size=CLASSES)))
+    assert sorted(next(iter(data.train_dataloader())).targets.tolist()) == list(range(CLASSES))
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.5])
+def test_held_back_share_must_leave_something_on_both_sides(share):
+    with pytest.raises(InputError, match="held_back"):
+        datamodule(held_back=share)
+
+
+def test_evaluation_without_any_image_is_refused():
+    with pytest.raises(InputError, match="no real images"):
+        datamodule(evaluation=False).evaluation_batches()
+
+
+def test_step_before_any_round_is_refused():
+    data = set_up(datamodule(), epoch=PLAN.warmup_epochs)
+    with pytest.raises(InputError, match="empty"):
+        for _ in data.train_dataloader():
+            pass
+
+
+def test_rounds_pass_the_transfer_untouched():
+    item = SynthesisRound(torch.arange(3), True)
+    assert datamodule().on_after_batch_transfer(item, 0) is item

@@ -1,0 +1,160 @@
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nayer_pl import InputError, Plan
+from nayer_pl.memory import DistillationBatch, SynthesisRound
+from nayer_pl.memory.plan import EpochPlan, round_targets
+
+SMALL = st.integers(0, 5)
+
+
+@st.composite
+def plans(draw):
+    values = {
+        "epochs": draw(st.integers(1, 5)),
+        "warmup_epochs": draw(SMALL),
+        "warmup_rounds": draw(st.integers(1, 5)),
+        "rounds_per_epoch": draw(SMALL),
+        "kd_steps": draw(st.integers(1, 6)),
+        "round_size": draw(st.integers(1, 20)),
+        "batch_size": draw(st.integers(1, 20)),
+    }
+    if not values["warmup_epochs"]:
+        values["rounds_per_epoch"] = max(1, values["rounds_per_epoch"])
+    return Plan(**values)
+
+
+def epoch_plan(plan, epoch, log=None):
+    log = [] if log is None else log
+
+    def targets():
+        log.append("targets")
+        return torch.zeros(plan.round_size, dtype=torch.long)
+
+    def batch():
+        log.append("batch")
+        return DistillationBatch(torch.empty(plan.batch_size, 0), torch.empty(plan.batch_size))
+
+    return EpochPlan(plan, epoch, targets, batch)
+
+
+@given(plans())
+def test_epochs_are_rounds_and_then_batches(plan):
+    images, epochs = 0, range(plan.max_epochs)
+    assert len(epochs) == plan.warmup_epochs + plan.epochs
+    for epoch in epochs:
+        items = epoch_plan(plan, epoch)
+        kinds = [type(item) for item in items]
+        warm_up = epoch < plan.warmup_epochs
+        rounds = plan.warmup_rounds if warm_up else plan.rounds_per_epoch
+        batches = 0 if warm_up else plan.kd_steps
+        assert kinds == [SynthesisRound] * rounds + [DistillationBatch] * batches
+        assert len(items) == len(kinds)
+        assert plan.rounds_in(epoch) == rounds
+        assert plan.is_warm_up(epoch) == warm_up
+        for item in items:
+            if isinstance(item, SynthesisRound):
+                assert item.warm_up == warm_up
+                images += len(item.targets)
+    assert images == plan.images
+
+
+@given(plans())
+def test_items_are_made_when_they_are_due(plan):
+    for epoch in range(plan.max_epochs):
+        log = []
+        items = iter(epoch_plan(plan, epoch, log))
+        while (item := next(items, None)) is not None:
+            log.append("round" if isinstance(item, SynthesisRound) else "step")
+        rounds, batches = log.count("round"), log.count("step")
+        assert log == ["targets", "round"] * rounds + ["batch", "step"] * batches
+
+
+def test_looking_at_a_plan_makes_nothing():
+    log = []
+    items = epoch_plan(Plan(), 50, log)
+    assert len(items) == 402
+    iter(items)
+    assert log == []
+
+
+def test_plan_can_be_walked_again():
+    items = epoch_plan(Plan(epochs=1, warmup_epochs=0, kd_steps=3), 0)
+    assert [type(item) for item in items] == [type(item) for item in items]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "images"),
+    [
+        ({}, 160_000),
+        ({"epochs": 200}, 240_000),
+        ({"epochs": 300}, 320_000),
+        ({"round_size": 200, "rounds_per_epoch": 4, "warmup_rounds": 20}, 160_000),
+    ],
+)
+def test_recipes_of_the_paper_make_its_number_of_images(recipe, images):
+    assert Plan(**recipe).images == images
+
+
+@pytest.mark.parametrize("name", ["epochs", "kd_steps", "round_size", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_below_one_are_refused(name, value):
+    with pytest.raises(InputError, match=rf"plan\.{name}.*{value}"):
+        Plan(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["warmup_epochs", "warmup_rounds", "rounds_per_epoch"])
+def test_negative_counts_are_refused(name):
+    with pytest.raises(InputError, match=rf"plan\.{name}"):
+        Plan(**{name: -1})
+
+
+@pytest.mark.parametrize("empty", ["warmup_epochs", "warmup_rounds"])
+def test_plan_without_any_round_is_refused(empty):
+    with pytest.raises(InputError, match="no images"):
+        Plan(rounds_per_epoch=0, **{empty: 0})
+
+
+@given(classes=st.integers(1, 12), size=st.integers(1, 60), seed=st.integers(0, 9))
+def test_targets_are_full_sets_of_all_classes(classes, size, seed):
+    targets = round_targets(classes, size, torch.Generator().manual_seed(seed))
+    assert targets.dtype == torch.int64
+    assert targets.shape == (size,)
+    labels = targets.tolist()
+    sets = [labels[i : i + classes] for i in range(0, size, classes)]
+    for whole in sets[: size // classes]:
+        assert sorted(whole) == list(range(classes))
+    assert len(set(sets[-1])) == len(sets[-1])
+    assert set(labels) <= set(range(classes))
+    counts = Counter(labels)
+    assert all(size // classes <= counts[label] <= -(-size // classes) for label in range(classes))
+
+
+def test_targets_of_each_set_are_shuffled_on_their_own():
+    targets = round_targets(10, 50, torch.Generator().manual_seed(0)).view(5, 10)
+    assert len({tuple(row) for row in targets.tolist()}) == 5
+
+
+def test_every_order_of_a_set_is_equally_likely():
+    targets = round_targets(3, 18_000, torch.Generator().manual_seed(0)).view(-1, 3)
+    counts = Counter(map(tuple, targets.tolist()))
+    assert len(counts) == 6
+    assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 30  # p < 2e-5
+
+
+def test_cut_set_holds_a_random_part_of_the_classes():
+    rng = torch.Generator().manual_seed(0)
+    last = Counter(int(round_targets(4, 5, rng)[-1]) for _ in range(2000))
+    assert sum((last[label] - 500) ** 2 / 500 for label in range(4)) < 25  # p < 2e-5
+
+
+def test_generator_decides_the_targets():
+    one, same, other = (
+        round_targets(10, 30, torch.Generator().manual_seed(seed)).tolist() for seed in (1, 1, 2)
+    )
+    assert one == same
+    assert one != other

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+import torch
+
+from nayer_pl import Augmentation
+
+
+def possible_crops(image, padding, flip):
+    """Every result that pad, crop and flip can have: {bytes: (top, left, mirrored)}."""
+    _, height, width = image.shape
+    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+    crops = {}
+    for top in range(2 * padding + 1):
+        for left in range(2 * padding + 1):
+            crop = padded[:, top : top + height, left : left + width]
+            crops[crop.tobytes()] = (top, left, False)
+            if flip:
+                crops[crop[:, :, ::-1].tobytes()] = (top, left, True)
+    return crops
+
+
+def outcome(result, image, padding, flip):
+    key = np.ascontiguousarray(result.numpy()).tobytes()
+    return possible_crops(image.numpy(), padding, flip)[key]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("padding", [0, 1, 4])
+@pytest.mark.parametrize("shape", [(3, 6, 9), (1, 8, 8)])
+def test_every_image_becomes_one_of_its_crops(shape, padding, flip):
+    images = torch.randint(1, 256, (40, *shape), dtype=torch.uint8, generator=seeded())
+    results = Augmentation(padding, flip)(images, seeded(1))
+    assert results.shape == images.shape
+    assert results.dtype == torch.uint8
+    for image, result in zip(images, results, strict=True):
+        outcome(result, image, padding, flip)
+
+
+def test_same_draws_give_what_a_loop_gives():
+    images = torch.rand(30, 2, 5, 7, generator=seeded())
+    results = Augmentation(padding=3)(images, seeded(7))
+    rng = seeded(7)
+    tops = torch.randint(7, (30, 1), generator=rng).flatten().tolist()
+    lefts = torch.randint(7, (30, 1), generator=rng).flatten().tolist()
+    mirrored = (torch.rand(30, 1, generator=rng) < 0.5).flatten().tolist()
+    for i, (top, left, mirror) in enumerate(zip(tops, lefts, mirrored, strict=True)):
+        padded = np.pad(images[i].numpy(), ((0, 0), (3, 3), (3, 3)))
+        expected = padded[:, top : top + 5, left : left + 7]
+        expected = expected[:, :, ::-1] if mirror else expected
+        np.testing.assert_array_equal(results[i].numpy(), expected)
+
+
+def test_all_shifts_and_flips_are_equally_likely():
+    image = torch.randint(1, 256, (1, 4, 4), dtype=torch.uint8, generator=seeded())
+    draws = 9000
+    results = Augmentation(padding=1)(image.expand(draws, -1, -1, -1), seeded(2))
+    crops = possible_crops(image.numpy(), 1, True)
+    counts = dict.fromkeys(crops.values(), 0)
+    for result in results:
+        counts[crops[np.ascontiguousarray(result.numpy()).tobytes()]] += 1
+    assert len(counts) == 18
+    expected = draws / 18
+    chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
+    assert chi_square < 50  # 17 degrees of freedom: p < 1e-4
+
+
+def test_padding_zero_without_flip_changes_nothing():
+    images = torch.rand(5, 3, 4, 6)
+    assert torch.equal(Augmentation(padding=0, flip=False)(images), images)
+
+
+def test_padding_zero_with_flip_mirrors_about_half():
+    images = torch.rand(400, 1, 2, 3, generator=seeded())
+    results = Augmentation(padding=0)(images, seeded(3))
+    same = (results == images).flatten(1).all(1)
+    mirrored = (results == images.flip(3)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_digits_are_never_mirrored_without_flip():
+    images = torch.randint(1, 256, (50, 1, 5, 5), dtype=torch.uint8, generator=seeded())
+    results = Augmentation(padding=2, flip=False)(images, seeded(4))
+    for image, result in zip(images, results, strict=True):
+        assert not outcome(result, image, 2, True)[2]
+
+
+def test_every_dtype_sees_the_same_shifts():
+    images = torch.randint(0, 256, (20, 3, 6, 6), dtype=torch.uint8, generator=seeded())
+    augmentation = Augmentation(padding=2)
+    whole = augmentation(images, seeded(5))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        result = augmentation(images.to(dtype), seeded(5))
+        assert result.dtype == dtype
+        assert torch.equal(result.to(torch.uint8), whole)
+
+
+def test_gradient_matches_finite_differences():
+    images = torch.rand(3, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: Augmentation(padding=2)(x, seeded(6)), images)
+
+
+def test_gradient_is_one_where_a_pixel_survives():
+    images = torch.rand(6, 1, 5, 5, generator=seeded()).requires_grad_()
+    results = Augmentation(padding=3)(images, seeded(8))
+    results.sum().backward()
+    assert set(images.grad.unique().tolist()) <= {0.0, 1.0}
+    assert torch.equal(images.grad.sum((1, 2, 3)), (results != 0).sum((1, 2, 3)).float())
+
+
+def test_generator_decides_the_draws():
+    images = torch.rand(20, 1, 8, 8)
+    augmentation = Augmentation()
+    assert torch.equal(augmentation(images, seeded(1)), augmentation(images, seeded(1)))
+    assert not torch.equal(augmentation(images, seeded(1)), augmentation(images, seeded(2)))
+
+
+def test_input_is_left_alone():
+    images = torch.rand(8, 3, 5, 5)
+    before = images.clone()
+    Augmentation()(images)
+    assert torch.equal(images, before)
