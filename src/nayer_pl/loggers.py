@@ -28,7 +28,7 @@ def wandb_logger(
     import wandb
 
     mode = mode or os.environ.get("WANDB_MODE") or _mode_by_login(wandb)
-    if rank_zero_only.rank != 0:
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         mode = "disabled"
     run = wandb.init(
         project=project,

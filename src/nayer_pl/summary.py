@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
@@ -22,15 +23,16 @@ def print_summary(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in [*_rows(summary), *files.items()]:
-        table.add_row(name, text)
+        table.add_row(name, Text(text))
     (console or Console()).print(table)
 
 
 def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    for name in ("teacher_accuracy", "student_accuracy", "agreement", "accuracy"):
-        if name in summary:
-            rows.append((name.replace("_", " "), _percent(summary[name])))
+    rows = [
+        (name.replace("_", " "), _percent(summary[name]))
+        for name in ("teacher_accuracy", "student_accuracy", "agreement", "accuracy")
+        if name in summary
+    ]
     if "student_parameters" in summary:
         teacher, student = summary["teacher_parameters"], summary["student_parameters"]
         sizes = f"teacher {_count(teacher)}, student {_count(student)}"

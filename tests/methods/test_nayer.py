@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -91,13 +92,13 @@ def test_noisy_layer_starts_every_round_anew_or_never(tiny_method, tiny_data, fi
     method = tiny_method(reinitialise_noisy_layer=reinitialise, generator_lr=1e-6)
     fit(method, tiny_data(), callbacks=[Watch()])
     assert len(starts) == 4
-    changed = [float((b - a).abs().mean()) for a, b in zip(starts, starts[1:], strict=False)]
+    changed = [float((b - a).abs().mean()) for a, b in itertools.pairwise(starts)]
     assert all((change > 0.5) == reinitialise for change in changed)
 
 
 def test_generator_is_rebuilt_in_place_when_its_life_ends(tiny_method, tiny_data, fit):
     method = tiny_method(generator_life=2, generator_lr=0.0)
-    first = [p for p in method.generator.parameters()]
+    first = list(method.generator.parameters())
     seen = []
 
     class Watch(Callback):
@@ -192,7 +193,9 @@ def test_class_names_must_be_as_many_as_outputs(tiny_method, names):
         def embed(self, names):
             raise AssertionError("encoded before the number of names was checked")
 
-    with pytest.raises(InputError, match=f"{len(names)} class names, but the teacher has 3 outputs"):
+    with pytest.raises(
+        InputError, match=f"{len(names)} class names, but the teacher has 3 outputs"
+    ):
         tiny_method(label_text=LabelText(names, Never()))
 
 

@@ -77,5 +77,7 @@ class SampleGrid(Callback):
         grid = sample_grid(data.bank, self.names)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("bank/samples", [grid], getattr(pl_module, "student_updates", None))
+                logger.log_image(
+                    "bank/samples", [grid], getattr(pl_module, "student_updates", None)
+                )
         return grid

@@ -56,7 +56,9 @@ class HubImages:
             files = datasets.load_dataset_builder(self.path).config.data_files or {}
             name = _one_of(list(files), SPLITS[split])
             # Asked for by split alone, `datasets` would read every split's files.
-            return datasets.load_dataset(self.path, data_files={name: list(files[name])}, split=name)
+            return datasets.load_dataset(
+                self.path, data_files={name: list(files[name])}, split=name
+            )
         except (FileNotFoundError, ConnectionError, OSError) as error:
             raise InputError(
                 f"The data set '{self.path}' cannot be opened ({error}); for a local copy set "

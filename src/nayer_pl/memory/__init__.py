@@ -9,6 +9,6 @@ __all__ = [
     "DistillationBatch",
     "MemoryBank",
     "Plan",
-    "SyntheticDataModule",
     "SynthesisRound",
+    "SyntheticDataModule",
 ]

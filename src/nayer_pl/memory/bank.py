@@ -65,18 +65,20 @@ class MemoryBank:
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor) -> None:
         """Keep images, [B, C, H, W] uint8 or floats in [0, 1], and labels [B]."""
-        if images.shape[1:] != self._images.shape[1:] or len(images) != len(labels):
+        if images.shape[1:] != self._images.shape[1:] or labels.shape != images.shape[:1]:
             raise InputError(
-                f"The bank holds images of shape {self.image_shape}, one label each; given "
-                f"{tuple(images.shape)} and {len(labels)} labels."
+                f"The bank holds images of shape {self.image_shape}, one label each; given images "
+                f"{tuple(images.shape)} and labels {tuple(labels.shape)}."
             )
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise InputError(f"The bank takes uint8 or floats in [0, 1], not {images.dtype}.")
         if images.dtype != torch.uint8:
             images = images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
         first = max(0, len(images) - self.capacity)
         slots = torch.arange(self.added + first, self.added + len(images), device=self.device)
         slots %= self.capacity
         self._images[slots] = images[first:].to(self.device)
-        self._labels[slots] = labels[first:].to(self.device)
+        self._labels[slots] = labels[first:].to(self.device, torch.int64)
         self.added += len(images)
 
     def sample(
@@ -98,8 +100,10 @@ class MemoryBank:
         return images, self._labels[index]
 
     def save(self, path: str | Path) -> None:
-        """Write images and labels to a `.safetensors` file."""
-        save_file({"images": self.images.cpu(), "labels": self.labels.cpu()}, path)
+        """Write images and labels to a `.safetensors` file, oldest first."""
+        turned = self.added % self.capacity if self.added > self.capacity else 0
+        images, labels = self.images.roll(-turned, 0), self.labels.roll(-turned, 0)
+        save_file({"images": images.cpu(), "labels": labels.cpu()}, path)
 
     def add_from(self, path: str | Path) -> None:
         """Add everything that `save` wrote to `path`.
@@ -107,9 +111,17 @@ class MemoryBank:
         Raises:
             InputError: no bank file, or images of another shape.
         """
-        try:
-            content = load_file(path)
-            images, labels = content["images"], content["labels"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise InputError(f"'{path}' is not a saved memory bank: {error}") from error
-        self.add(images, labels)
+        self.add(*read_bank(path))
+
+
+def read_bank(path: str | Path) -> tuple[Tensor, Tensor]:
+    """Images and labels that `MemoryBank.save` wrote to `path`.
+
+    Raises:
+        InputError: no bank file.
+    """
+    try:
+        content = load_file(path)
+        return content["images"], content["labels"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"'{path}' is not a saved memory bank: {error}") from error

@@ -1,6 +1,6 @@
 """Owns the bank, plans the epochs, and opens the evaluation split: the only real images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from nayer_pl.augmentation import Augmentation
 from nayer_pl.data.datamodule import in_batches
 from nayer_pl.data.images import ImageSet, ImageSource
 from nayer_pl.errors import InputError
-from nayer_pl.memory.bank import MemoryBank
+from nayer_pl.memory.bank import MemoryBank, read_bank
 from nayer_pl.memory.plan import DistillationBatch, EpochPlan, Plan, WorkItem, round_targets
 
 
@@ -97,15 +97,17 @@ class SyntheticDataModule(LightningDataModule):
             return
         assert self.trainer is not None
         # Warm-up and distillation epochs differ in length: the trainer must ask every time.
-        self.trainer.reload_dataloaders_every_n_epochs = 1
+        self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         device = self.bank_options.device or self.trainer.strategy.root_device
         rank = self.trainer.global_rank
         self.rng = torch.Generator(device).manual_seed(stream_seed(self.seed, rank, 0))
         self.label_rng = torch.Generator().manual_seed(stream_seed(self.seed, rank, 1))
-        capacity = self.bank_options.capacity or self.plan.images
+        initial = read_bank(self.bank_options.initial) if self.bank_options.initial else None
+        first = len(initial[0]) if initial else 0
+        capacity = self.bank_options.capacity or first + self.plan.images
         self.bank = MemoryBank(capacity, self.image_shape, device)
-        if self.bank_options.initial is not None:
-            self.bank.add_from(self.bank_options.initial)
+        if initial:
+            self.bank.add(*initial)
         if not self.has_real_images:
             room = max(1, round(capacity * self.held_back_share))
             self.held_back = MemoryBank(room, self.image_shape, device)
@@ -114,7 +116,7 @@ class SyntheticDataModule(LightningDataModule):
         """Bank the images of one round; some go to the held-back ones if nothing else evaluates."""
         if self.held_back is not None:
             order = torch.randperm(len(images), generator=self.label_rng).to(images.device)
-            keep = max(1, round(len(images) * self.held_back_share))
+            keep = min(len(images) - 1, max(1, round(len(images) * self.held_back_share)))
             self.held_back.add(images[order[:keep]], labels[order[:keep]])
             images, labels = images[order[keep:]], labels[order[keep:]]
         self.bank.add(images, labels)
@@ -132,7 +134,7 @@ class SyntheticDataModule(LightningDataModule):
             *self.bank.sample(self.plan.batch_size, self.rng, self.augmentation)
         )
 
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+    def val_dataloader(self) -> "DataLoader | HeldBackBatches | list[DataLoader]":
         """What the student is judged on after an epoch; nothing while it has not learned."""
         assert self.trainer is not None
         fitting = self.trainer.state.fn == TrainerFn.FITTING
@@ -140,14 +142,13 @@ class SyntheticDataModule(LightningDataModule):
             return []
         return self.evaluation_batches()
 
-    def evaluation_batches(self) -> DataLoader:
+    def evaluation_batches(self) -> "DataLoader | HeldBackBatches":
         """Real images in order, or the banked ones that were held back."""
-        held_out = self._real
         if self.held_back is not None:
-            held_out = ImageSet(self.held_back.images, self.held_back.labels)
-        if held_out is None:
+            return HeldBackBatches(self.held_back, self.eval_batch_size)
+        if self._real is None:
             raise InputError("There are no real images to evaluate on: data.evaluation is false.")
-        return in_batches(held_out, self.eval_batch_size, shuffle=False)
+        return in_batches(self._real, self.eval_batch_size, shuffle=False)
 
     def on_after_batch_transfer(
         self, batch: WorkItem | list[Tensor], _: int
@@ -159,6 +160,19 @@ class SyntheticDataModule(LightningDataModule):
             images, labels = batch
             return images.to(torch.float32).div_(255), labels
         return batch
+
+
+class HeldBackBatches:
+    """Batches of what a bank holds when they are asked for, which is after it was filled."""
+
+    def __init__(self, bank: MemoryBank, batch_size: int) -> None:
+        self.bank, self.batch_size = bank, batch_size
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        images, labels = self.bank.images, self.bank.labels
+        for start in range(0, len(self.bank), self.batch_size):
+            end = start + self.batch_size
+            yield [images[start:end], labels[start:end]]
 
 
 def stream_seed(seed: int, rank: int, purpose: int) -> int:

@@ -65,6 +65,8 @@ class Plan:
                 raise InputError(f"plan.{name} must not be negative: {getattr(self, name)}.")
         if not (self.warmup_epochs * self.warmup_rounds or self.rounds_per_epoch):
             raise InputError("The plan makes no images: give it a warm-up or rounds per epoch.")
+        if self.warmup_epochs and not self.warmup_rounds:
+            raise InputError("Warm-up epochs without rounds: set plan.warmup_epochs=0 instead.")
 
     @property
     def max_epochs(self) -> int:
@@ -118,9 +120,7 @@ class EpochPlan:
             yield self._batch()
 
 
-def round_targets(
-    num_classes: int, round_size: int, rng: torch.Generator | None = None
-) -> Tensor:
+def round_targets(num_classes: int, round_size: int, rng: torch.Generator | None = None) -> Tensor:
     """Labels of one round, int64 [round_size]: full sets of all classes, each set shuffled.
 
     A set that does not fit whole is cut, so every class appears floor(size / classes) times, and

@@ -34,9 +34,9 @@ def within_class_distance(bank: MemoryBank, at_most: int = 5000) -> float:
     Over all pairs of n images it is sqrt(2 n / (n - 1) * variance), so no pair is ever formed.
     """
     chosen = torch.linspace(0, len(bank) - 1, min(at_most, len(bank))).long().to(bank.device)
-    images, labels = bank.images[chosen].flatten(1).float() / 255, bank.labels[chosen]
+    images, labels = bank.images[chosen].flatten(1), bank.labels[chosen]
     distances: list[Tensor] = [
-        (2 * images[labels == label].var(dim=0).mean()).sqrt()
+        (2 * (images[labels == label] / 255).var(dim=0).mean()).sqrt()
         for label in labels.unique()
         if (labels == label).sum() > 1
     ]

@@ -21,6 +21,7 @@ from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.memory.datamodule import SyntheticDataModule
 from nayer_pl.memory.plan import DistillationBatch, SynthesisRound, WorkItem
 from nayer_pl.memory.quality import label_agreement, within_class_distance
+from nayer_pl.methods.evaluation import Evaluation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.losses import distillation_loss
 
@@ -37,6 +38,21 @@ def frozen(module: nn.Module) -> Iterator[None]:
         module.train(training)
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def stop_if_not_finite(steps: Tensor, names: list[str], where: str) -> None:
+    """Name the first term of a round, [steps, terms], that is NaN or infinite."""
+    bad = ~steps.isfinite()
+    if not bad.any():
+        return
+    step = int(bad.any(dim=1).int().argmax())
+    culprits = [name for name, flag in zip(names, bad[step], strict=True) if flag]
+    term = next((name for name in culprits if name != "loss"), "loss")
+    raise DivergenceError(
+        f"The synthesis loss term '{term}' became {steps[step, names.index(term)]} at step "
+        f"{step + 1} of {where}. The images of this round were not banked; lower the generator's "
+        "learning rate (model.generator_lr) or the weight of this term."
+    )
 
 
 class DataFreeDistillation(LightningModule, ABC):
@@ -73,12 +89,10 @@ class DataFreeDistillation(LightningModule, ABC):
         self.momentum, self.weight_decay = momentum, weight_decay
         self.student_updates = 0
         self.rounds = 0
-        self.student_accuracy, self.teacher_accuracy = MeanMetric(), MeanMetric()
-        self.agreement = MeanMetric()
+        self.evaluation = Evaluation()
         # A mean that leaves NaN out would hide what must stop the run.
         self.kd_loss = MeanMetric(nan_strategy="disable")
         self.synthesis_loss = MeanMetric(nan_strategy="disable")
-        self._teacher_answers: list[Tensor] = []
 
     # What a method says
 
@@ -114,7 +128,7 @@ class DataFreeDistillation(LightningModule, ABC):
             images, history = self.synthesise(item.targets, item.warm_up)
         self.rounds += 1
         steps = torch.stack(list(history.values()), dim=1).cpu()
-        self._stop_if_not_finite(steps, list(history))
+        stop_if_not_finite(steps, list(history), f"round {self.rounds}")
         self.datamodule.add(images, item.targets)
         best = steps[steps[:, list(history).index("loss")].argmin()].tolist()
         terms = dict(zip(history, best, strict=True))
@@ -123,21 +137,6 @@ class DataFreeDistillation(LightningModule, ABC):
         self.record(
             {f"synthesis/{name}": value for name, value in terms.items()}
             | {"synthesis/round": self.rounds, "bank/images": len(self.datamodule.bank)}
-        )
-
-    def _stop_if_not_finite(self, steps: Tensor, names: list[str]) -> None:
-        """Name the first term of a round, [steps, terms], that is NaN or infinite."""
-        bad = ~steps.isfinite()
-        if not bad.any():
-            return
-        step = int(bad.any(dim=1).int().argmax())
-        culprits = [name for name, flag in zip(names, bad[step], strict=True) if flag]
-        terms = [name for name in culprits if name != "loss"] or culprits
-        raise DivergenceError(
-            f"The synthesis loss term '{terms[0]}' became {steps[step, names.index(terms[0])]} at "
-            f"step {step + 1} of round {self.rounds} (epoch {self.current_epoch}). The images of "
-            "this round were not banked; lower the generator's learning rate (model.generator_lr) "
-            "or the weight of this term."
         )
 
     def _distillation_step(self, batch: DistillationBatch) -> None:
@@ -151,7 +150,8 @@ class DataFreeDistillation(LightningModule, ABC):
         self.student_updates += 1
         self.kd_loss.update(loss.detach())
         # Reading a loss waits for the device, so it is read where it is logged anyway.
-        if self.student_updates % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.student_updates % every == 0:
             self._report_kd_loss()
 
     def _report_kd_loss(self) -> None:
@@ -172,7 +172,7 @@ class DataFreeDistillation(LightningModule, ABC):
         """Check what was not logged yet (before a checkpoint is written) and move the schedule."""
         self._report_kd_loss()
         if not self.datamodule.plan.is_warm_up(self.current_epoch):
-            self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+            self.lr_schedulers().step()  # type: ignore[union-attr]
 
     # Evaluation
 
@@ -187,43 +187,27 @@ class DataFreeDistillation(LightningModule, ABC):
                     f"The {name} has {outputs} outputs, but the data set has {wanted} classes; "
                     "they must be the same."
                 )
-        self._teacher_answers.clear()
-        if not self.datamodule.has_real_images:
-            return
-        self.teacher_accuracy.reset()
-        for batch in self.datamodule.evaluation_batches():
-            images, labels = self.datamodule.on_after_batch_transfer(
-                [tensor.to(self.device) for tensor in batch], 0
-            )
-            with torch.no_grad():
-                self._teacher_answers.append(self.teacher(images).argmax(1))
-            self.teacher_accuracy.update((self._teacher_answers[-1] == labels).float())
+        if self.datamodule.has_real_images:
+            self.evaluation.ask(self.teacher, self.datamodule.evaluation_batches(), self._prepare)
+
+    def _prepare(self, batch: list[Tensor]) -> Any:
+        on_device = [tensor.to(self.device) for tensor in batch]
+        return self.datamodule.on_after_batch_transfer(on_device, 0)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], i: int) -> None:
         """Compare the student with the labels and with the teacher."""
-        images, labels = batch
-        answer = self.student(images).argmax(1)
-        if self._teacher_answers:
-            teacher_answer = self._teacher_answers[i]
-            self.student_accuracy.update((answer == labels).float())
-        else:
-            teacher_answer = self.teacher(images).argmax(1)
-        self.agreement.update((answer == teacher_answer).float())
+        self.evaluation.update(i, *batch, self.student, self.teacher)
 
     def on_validation_epoch_end(self) -> None:
         """Log fractions in [0, 1]; accuracies only where there are real labels."""
-        metrics = {"val/agreement": self.agreement.compute()}
-        if self._teacher_answers:
-            metrics["val/student_accuracy"] = self.student_accuracy.compute()
-            metrics["val/teacher_accuracy"] = self.teacher_accuracy.compute()
-        self.agreement.reset()
-        self.student_accuracy.reset()
+        values = self.evaluation.compute()
+        if self.trainer.sanity_checking:
+            return
+        metrics = {f"val/{name}": value for name, value in values.items()}
         self.log_dict(metrics, logger=False)
-        self._show({"agree": float(metrics["val/agreement"])})
-        if "val/student_accuracy" in metrics:
-            self._show({"acc": float(metrics["val/student_accuracy"])})
-        if not self.trainer.sanity_checking:
-            self.record({**metrics, "epoch": self.current_epoch})
+        short = {"agreement": "agree", "student_accuracy": "acc"}
+        self._show({short[name]: value for name, value in values.items() if name in short})
+        self.record({**metrics, "epoch": self.current_epoch})
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary; None where nothing real was there to measure."""
@@ -295,7 +279,7 @@ class DataFreeDistillation(LightningModule, ABC):
 
     def _optimizers(self) -> list[LightningOptimizer]:
         found = self.optimizers()
-        return found if isinstance(found, list) else [found]  # type: ignore[list-item]
+        return found if isinstance(found, list) else [found]
 
     def _lr(self) -> float:
         return float(self._optimizers()[0].param_groups[0]["lr"])
@@ -311,7 +295,9 @@ class DataFreeDistillation(LightningModule, ABC):
             show(self.trainer, step, steps)
 
     def record(self, values: Mapping[str, Any]) -> None:
-        """To every logger, against student updates (`trainer.global_step` counts more than those)."""
+        """To every logger, against student updates: `trainer.global_step` counts more."""
         plain = {name: float(value) for name, value in values.items()}
         for logger in self.loggers:
-            logger.log_metrics({**plain, "student_updates": self.student_updates}, self.student_updates)
+            logger.log_metrics(
+                {**plain, "student_updates": self.student_updates}, self.student_updates
+            )

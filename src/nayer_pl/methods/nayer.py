@@ -75,7 +75,8 @@ class NAYER(DataFreeDistillation):
     ) -> None:
         super().__init__(teacher, student, **distillation)
         self.generator_steps, self.generator_life = generator_steps, generator_life
-        self.generator_lr, self.generator_betas = generator_lr, tuple(generator_betas)
+        self.generator_lr = generator_lr
+        self.generator_betas = (generator_betas[0], generator_betas[1])
         self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
         self.augmentation, self.seed = augmentation, seed
         self.statistics = StatisticsMatching(teacher, bn_momentum)
@@ -91,7 +92,9 @@ class NAYER(DataFreeDistillation):
             self.conditioning = NoiseConditioning(noisy_features)
         else:
             self.conditioning = LabelConditioning(
-                torch.eye(classes) if conditioning == "onehot" else _embeddings(label_text, classes),
+                torch.eye(classes)
+                if conditioning == "onehot"
+                else _embeddings(label_text, classes),
                 noisy_features,
                 round_size,
                 labels_per_layer or classes,

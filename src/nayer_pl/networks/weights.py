@@ -29,7 +29,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                facts = {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k != "format"}
+                facts = {
+                    k: json.loads(v) for k, v in (file.metadata() or {}).items() if k != "format"
+                }
                 return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, json.JSONDecodeError, RuntimeError, EOFError) as error:
@@ -82,7 +84,9 @@ def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, An
     """Write a `.safetensors` file, complete or not at all; `metadata` values must be JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    tensors = {
+        key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
+    }
     facts = {key: json.dumps(value) for key, value in metadata.items()}
     handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)

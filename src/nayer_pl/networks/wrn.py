@@ -52,7 +52,7 @@ class Stage(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-factor: three stages of (depth - 4) / 6 blocks, 16, 32 and 64 times `factor` wide."""
+    """WRN-depth-factor: stages of (depth - 4) / 6 blocks, 16, 32 and 64 times `factor` wide."""
 
     def __init__(self, depth: int, factor: int, num_classes: int, channels: int) -> None:
         super().__init__()

@@ -32,9 +32,7 @@ class LabelConditioning(nn.Module):
         self.register_buffer("embeddings", embeddings.float(), persistent=False)
         # Names mean nearly the same to a text encoder; this is what spreads them apart.
         self.spread = nn.BatchNorm1d(embeddings.shape[1])
-        self.noisy_layer = NoisyLayer(
-            embeddings.shape[1], features, labels_per_layer, batch_size
-        )
+        self.noisy_layer = NoisyLayer(embeddings.shape[1], features, labels_per_layer, batch_size)
         self.reinitialise = reinitialise
 
     def start_round(self, targets: Tensor, rng: torch.Generator | None = None) -> None:
@@ -66,9 +64,7 @@ class NoiseConditioning(nn.Module):
 
     def start_round(self, targets: Tensor, rng: torch.Generator | None = None) -> None:
         """Draw z ~ N(0, 1), [B, features]."""
-        self.noise = torch.randn(
-            len(targets), self.features, device=targets.device, generator=rng
-        )
+        self.noise = torch.randn(len(targets), self.features, device=targets.device, generator=rng)
 
     def reset_parameters(self) -> None:
         """Nothing is learned here."""

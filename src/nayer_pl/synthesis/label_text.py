@@ -64,14 +64,12 @@ class EmbeddingFile:
             InputError: unreadable file, another number of rows, or a name without a row.
         """
         rows, row_names = self._read()
-        if self.names is not None:
-            row_names = Path(self.names).read_text(encoding="utf-8").splitlines()
         if len(rows) != len(row_names or names):
             raise InputError(
                 f"'{self.path}' holds {len(rows)} embeddings for {len(row_names or names)} class "
                 "names; there must be one row per class."
             )
-        if row_names is None:
+        if row_names is None or [*map(_plain, row_names)] == [*map(_plain, names)]:
             return rows
         row_of = {_plain(name): i for i, name in enumerate(row_names)}
         missing = [name for name in names if _plain(name) not in row_of]
@@ -84,16 +82,23 @@ class EmbeddingFile:
 
     def _read(self) -> tuple[Tensor, list[str] | None]:
         path = Path(self.path)
+        names = None
         try:
             if path.suffix == ".npy":
-                return from_numpy(np.load(path, allow_pickle=False)).float(), None
-            with safe_open(path, framework="pt") as file:
-                keys = list(file.keys())
-                key = next((k for k in ("embeddings", "lte") if k in keys), keys[0])
-                names = (file.metadata() or {}).get("names")
-                return file.get_tensor(key).float(), json.loads(names) if names else None
-        except (OSError, ValueError, SafetensorError, IndexError) as error:
+                rows = from_numpy(np.load(path, allow_pickle=False)).float()
+            else:
+                with safe_open(path, framework="pt") as file:
+                    keys = list(file.keys())
+                    key = next((k for k in ("embeddings", "lte") if k in keys), keys[0])
+                    rows = file.get_tensor(key).float()
+                    names = json.loads((file.metadata() or {}).get("names", "null"))
+            if self.names is not None:
+                names = Path(self.names).read_text(encoding="utf-8").splitlines()
+        except (OSError, EOFError, ValueError, TypeError, SafetensorError, IndexError) as error:
             raise InputError(f"'{path}' cannot be read as embeddings: {error}") from error
+        if rows.ndim != 2:
+            raise InputError(f"'{path}' must hold [classes, d] numbers, not {list(rows.shape)}.")
+        return rows, names
 
 
 def _plain(name: str) -> str:

@@ -1,6 +1,5 @@
 """One pure function per loss term: logits [B, num_classes] in, a scalar out."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

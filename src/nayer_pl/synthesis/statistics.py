@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel
 
@@ -30,6 +31,7 @@ class ChannelMoments(torch.autograd.Function):
         return mean.flatten(), variance
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         """d mean / dx = 1 / n and d variance / dx = 2 (x - mean) / n."""
         x, mean = ctx.saved_tensors
@@ -87,8 +89,8 @@ class StatisticsMatching:
         first round's batch stands alone. Variances are biased.
         """
         distances = [
-            torch.linalg.vector_norm(norm.running_mean - mean)
-            + torch.linalg.vector_norm(norm.running_var - variance)
+            torch.linalg.vector_norm(norm.get_buffer("running_mean") - mean)
+            + torch.linalg.vector_norm(norm.get_buffer("running_var") - variance)
             for norm, (mean, variance) in self._batch.items()
         ]
         return torch.stack(distances).sum()

@@ -43,7 +43,7 @@ class TextEncoder:
     pooling: Literal["projection", "mean", "cls"] = "projection"
     prompts: Sequence[str] = ("a photo of a {name}",)
     cache_dir: str | Path | None = None
-    revision: str | None = None
+    revision: str = "main"
 
     def __post_init__(self) -> None:
         if not self.prompts or any("{name}" not in prompt for prompt in self.prompts):
@@ -57,8 +57,10 @@ class TextEncoder:
         if file.is_file():
             try:
                 return load_file(file)["embeddings"]
-            except (SafetensorError, KeyError) as error:
-                log.warning("The cached label text '%s' is damaged (%s): encoding anew.", file, error)
+            except (SafetensorError, KeyError, OSError) as error:
+                log.warning(
+                    "The cached label text '%s' is damaged (%s): encoding anew.", file, error
+                )
         embeddings = self._encode(names)
         self._keep(file, embeddings, names)
         return embeddings
@@ -84,7 +86,10 @@ class TextEncoder:
         if not self.model.startswith(PACKAGE):
             return self.model
         package, _, folder = self.model.removeprefix(PACKAGE).partition("/")
-        spec = find_spec(package)
+        try:
+            spec = find_spec(package)
+        except ModuleNotFoundError:
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise InputError(
                 f"The text encoder is in the package '{package}', which is not installed; run: "
@@ -101,17 +106,28 @@ class TextEncoder:
         where = self._location()
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
-            model = loader.from_pretrained(where, revision=self.revision).eval()
+            model, report = loader.from_pretrained(  # type: ignore[misc]
+                where, revision=self.revision, output_loading_info=True
+            )
         except (OSError, ValueError) as error:
             raise InputError(
                 f"The text encoder '{self.model}' cannot be loaded ({_first_line(error)}); without "
                 "a network set text_encoder.model to a local folder, or take text_encoder=minilm "
                 "(a package) or text_encoder=file (embeddings made elsewhere)."
             ) from error
+        if self.pooling == "projection" and report["missing_keys"]:
+            raise InputError(
+                f"'{self.model}' is not a CLIP model: no {min(report['missing_keys'])}; set "
+                "text_encoder.pooling=mean for a sentence encoder."
+            )
+        # Of a model of text and images, only the half that reads.
+        if self.pooling != "projection":
+            model = getattr(model, "text_model", model)
+        model.eval()
         readable = [name.replace("_", " ").replace("-", " ") for name in names]
         total = torch.zeros(())
         for prompt in self.prompts:
-            texts = [prompt.format(name=name) for name in readable]
+            texts = [prompt.replace("{name}", name) for name in readable]
             tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
             total = total + self._pool(model(**tokens), tokens["attention_mask"])
         return (total / len(self.prompts)).float()
