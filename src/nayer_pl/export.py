@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nayer_pl.errors import InputError
+from nayer_pl.networks.architecture import BUILDERS
 from nayer_pl.networks.classifier import Classifier, build_classifier
 from nayer_pl.networks.weights import load_weights, read_weights, save_weights
 
@@ -44,19 +45,24 @@ def load_classifier(
         InputError: the file does not say how to rebuild the network, or names foreign code.
     """
     _, facts = read_weights(path)
-    description = facts.get("classifier") or {}
-    named = description.get("architecture")
+    description = facts.get("classifier")
+    if not isinstance(description, Mapping):
+        description = {}
     if architecture is None:
-        target = (named or {}).get("_target_", "")
-        if target.rpartition(".")[0] != "nayer_pl.networks":
-            raise InputError(
-                f"'{path}' does not name an architecture of nayer_pl.networks"
-                + (f" but '{target}'" if target else "")
-                + "; give it as architecture={'_target_': ...} if you trust that code."
-            )
-        architecture = named
-    assert architecture is not None
+        architecture = _named_architecture(path, description)
     normalisation = {key: description[key] for key in ("mean", "std") if key in description}
     classifier = build_classifier(architecture, **normalisation)
     load_weights(classifier.network, path)
     return classifier.freeze(), facts
+
+
+def _named_architecture(path: str | Path, description: Mapping[str, Any]) -> Mapping[str, Any]:
+    named = description.get("architecture")
+    target = named.get("_target_") if isinstance(named, Mapping) else None
+    if target not in BUILDERS:
+        raise InputError(
+            f"'{path}' does not name an architecture of nayer_pl.networks"
+            + (f" but '{target}'" if target else "")
+            + "; give it as architecture={'_target_': ...} if you trust that code."
+        )
+    return named  # type: ignore[return-value]

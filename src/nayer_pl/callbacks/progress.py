@@ -1,5 +1,6 @@
 """A progress bar that says which phase is running."""
 
+import sys
 import time
 from typing import Any
 
@@ -16,6 +17,11 @@ class PhaseProgressBar(TQDMProgressBar):
         super().__init__(refresh_rate, leave=True)
         self._phase, self._drawn = "", 0.0
 
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """A line of its own for every epoch."""
+        super().on_train_epoch_start(trainer, *args)
+        self._describe(trainer)
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -29,7 +35,8 @@ class PhaseProgressBar(TQDMProgressBar):
     def show_step(self, trainer: Trainer, step: int, steps: int) -> None:
         """Say how far a synthesis round is: it may take a minute, and the bar counts rounds."""
         now = time.monotonic()
-        if now - self._drawn > 0.5:
+        # In a log file every refresh would be a line.
+        if now - self._drawn > 0.5 and sys.stderr.isatty():
             self._drawn = now
             self._describe(trainer, f"step {step}/{steps}")
             self.train_progress_bar.refresh()

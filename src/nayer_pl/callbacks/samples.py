@@ -30,11 +30,12 @@ def sample_grid(
     step_y, step_x = height * scale + 2, width * scale + 2
     canvas = Image.new("RGB", (label + per_class * step_x, len(names) * step_y), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
-    labels = bank.labels.cpu()
+    newest_first = bank.by_age().flip(0)
+    labels = bank.labels[newest_first]
     for row, name in enumerate(names):
         text = name if len(name) < 18 else name[:16] + "…"
         draw.text((6, row * step_y + step_y // 2), text, "black", font, anchor="lm")
-        newest = (labels == row).nonzero().flatten().flip(0)[:per_class]
+        newest = newest_first[labels == row][:per_class]
         for column, index in enumerate(newest.tolist()):
             pixels = bank.images[index].permute(1, 2, 0).cpu().numpy()
             pixels = np.repeat(pixels, 3, axis=2) if channels == 1 else pixels
@@ -59,7 +60,8 @@ class SampleGrid(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log a grid to those loggers that show images."""
-        if trainer.current_epoch % self.every_n_epochs == 0:
+        shown = any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
+        if shown and trainer.current_epoch % self.every_n_epochs == 0:
             self._log(trainer, pl_module)
 
     @rank_zero_only

@@ -50,6 +50,10 @@ class PhaseTimer(Callback):
         self._stop(pl_module)
         self._phase = None
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on after an evaluation in the middle of an epoch."""
+        self._since = time.perf_counter()
+
     def _stop(self, pl_module: LightningModule) -> None:
         if self._phase is not None:
             if pl_module.device.type == "cuda":

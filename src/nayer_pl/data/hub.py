@@ -26,11 +26,13 @@ class HubImages:
     Args:
         path: name on the Hub, or a local dataset folder.
         image_shape: (C, H, W) that the images become: grey or RGB, resized where they differ.
+        name: of the configuration, for a set that has several.
         image_column, label_column: their names, where they are none of the usual ones.
     """
 
     path: str
     image_shape: Sequence[int]
+    name: str | None = None
     image_column: str | None = None
     label_column: str | None = None
 
@@ -59,7 +61,9 @@ class HubImages:
             return datasets.load_dataset(
                 self.path, data_files={name: list(files[name])}, split=name
             )
-        except (FileNotFoundError, ConnectionError, OSError) as error:
+        except InputError:
+            raise
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise InputError(
                 f"The data set '{self.path}' cannot be opened ({error}); for a local copy set "
                 "data.source.path to a folder in Hugging Face's dataset layout."

@@ -54,13 +54,18 @@ class MemoryBank:
 
     @property
     def images(self) -> Tensor:
-        """All images held, uint8 [len, C, H, W]; a view, oldest first until the ring turns."""
+        """All images held, uint8 [len, C, H, W]; a view, in no order of age once the ring turns."""
         return self._images[: len(self)]
 
     @property
     def labels(self) -> Tensor:
         """The label each image was made for, int64 [len]; a view."""
         return self._labels[: len(self)]
+
+    def by_age(self) -> Tensor:
+        """Positions in `images` and `labels`, oldest first: int64 [len]."""
+        oldest = self.added % self.capacity if self.added > self.capacity else 0
+        return (torch.arange(len(self), device=self.device) + oldest) % len(self)
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor) -> None:
@@ -101,9 +106,9 @@ class MemoryBank:
 
     def save(self, path: str | Path) -> None:
         """Write images and labels to a `.safetensors` file, oldest first."""
-        turned = self.added % self.capacity if self.added > self.capacity else 0
-        images, labels = self.images.roll(-turned, 0), self.labels.roll(-turned, 0)
-        save_file({"images": images.cpu(), "labels": labels.cpu()}, path)
+        order = self.by_age()
+        content = {"images": self.images[order], "labels": self.labels[order]}
+        save_file({name: tensor.cpu() for name, tensor in content.items()}, path)
 
     def add_from(self, path: str | Path) -> None:
         """Add everything that `save` wrote to `path`.

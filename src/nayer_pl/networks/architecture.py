@@ -12,6 +12,9 @@ from nayer_pl.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
 
+# What a weight file may name: nothing but these is ever built on a file's word.
+BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+
 
 def architecture(build: Callable[..., Network]) -> Callable[..., Network]:
     """Decorate a builder so that its networks carry `.architecture`.
@@ -35,6 +38,7 @@ def architecture(build: Callable[..., Network]) -> Callable[..., Network]:
         network.architecture = {"_target_": target, **bound.arguments}  # type: ignore[assignment]
         return network
 
+    BUILDERS[target] = wrapper
     return wrapper
 
 
@@ -49,14 +53,17 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
     module, _, name = target.rpartition(".")
     try:
         build = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(
             f"There is no network '{target}' ({error}); an architecture's _target_ is the import "
             "path of a class or function, such as nayer_pl.networks.resnet18."
         ) from error
     try:
-        network: nn.Module = build(**arguments)
-    except TypeError as error:
+        network = build(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"'{target}' cannot be built from {arguments}: {error}.") from error
-    network.architecture = {"_target_": target, **arguments}  # type: ignore[assignment]
+    if not isinstance(network, nn.Module):
+        raise InputError(f"'{target}' does not build a torch.nn.Module but {type(network)}.")
+    if not hasattr(network, "architecture"):
+        network.architecture = {"_target_": target, **arguments}  # type: ignore[assignment]
     return network

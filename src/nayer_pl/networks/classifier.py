@@ -58,7 +58,7 @@ class Classifier(nn.Module):
         Raises:
             InputError: the network does not take images of this shape.
         """
-        training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         try:
             image = torch.full((1, *image_shape), 0.5, device=self.mean.device)
             return int(self.eval()(image).shape[1])
@@ -68,7 +68,8 @@ class Classifier(nn.Module):
                 f"{name} does not take images of shape {tuple(image_shape)}: {error}"
             ) from error
         finally:
-            self.train(training)
+            for module, training in modes:
+                module.training = training
 
     def freeze(self) -> "Classifier":
         """Evaluation mode, and no gradient for any parameter; returns self."""

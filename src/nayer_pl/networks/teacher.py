@@ -42,12 +42,16 @@ def load_teacher(
             f"teacher.weights=PATH{hint}"
         )
     network = build_network(architecture)
-    carried = load_weights(network, weights).get("classifier") or {}
-    known = Classifier(network, carried.get("mean", mean), carried.get("std", std))
-    asked = Classifier(network, mean, std)
-    if not (torch.equal(known.mean, asked.mean) and torch.equal(known.std, asked.std)):
-        log.warning(
-            "'%s' was trained with mean %s and std %s; these are used, not %s and %s.",
-            weights, carried["mean"], carried["std"], list(mean), list(std),
-        )  # fmt: skip
-    return known.freeze()
+    carried = load_weights(network, weights).get("classifier")
+    teacher = Classifier(network, mean, std)
+    if isinstance(carried, Mapping) and {"mean", "std"} <= carried.keys():
+        given, teacher = teacher, Classifier(network, carried["mean"], carried["std"])
+        same = torch.equal(*torch.broadcast_tensors(given.mean, teacher.mean)) and torch.equal(
+            *torch.broadcast_tensors(given.std, teacher.std)
+        )
+        if not same:
+            log.warning(
+                "'%s' was trained with mean %s and std %s; these are used, not %s and %s.",
+                weights, carried["mean"], carried["std"], list(mean), list(std),
+            )  # fmt: skip
+    return teacher.freeze()

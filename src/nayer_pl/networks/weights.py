@@ -3,13 +3,12 @@
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,18 +28,18 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                facts = {
-                    k: json.loads(v) for k, v in (file.metadata() or {}).items() if k != "format"
-                }
+                facts = {key: _fact(value) for key, value in (file.metadata() or {}).items()}
                 return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, json.JSONDecodeError, RuntimeError, EOFError) as error:
-        raise InputError(f"'{path}' is damaged or not a file of weights: {error}") from error
+    except FileNotFoundError as error:
+        raise InputError(f"There is no weight file '{path}'.") from error
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"'{path}' holds more than tensors, and loading it could run code; save its "
-            "state_dict alone (as .safetensors or .pth) and give that file."
+            f"'{path}' is damaged, or holds more than tensors, and loading that could run code; "
+            "save its state_dict alone (as .safetensors or .pth) and give that file."
         ) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise InputError(f"'{path}' is damaged or not a file of weights: {error}") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -88,10 +87,17 @@ def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, An
         key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
     }
     facts = {key: json.dumps(value) for key, value in metadata.items()}
-    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(handle)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, scratch, {"format": "pt", **facts})
         os.replace(scratch, path)
     finally:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
+
+
+def _fact(text: str) -> Any:
+    """A metadata value: JSON if this package wrote it, any text if others did."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
