@@ -39,7 +39,7 @@ def main() -> None:
                 [
                     "experiment=digits",
                     f"seed={seed}",
-                    f"paths.teachers={out / 'teachers'}",
+                    f"paths.teachers={out / 'teachers'}/seed{seed}",
                     *flags,
                     *arguments.overrides,
                 ],

@@ -20,7 +20,7 @@ def main() -> None:
     runs = [
         run_job(
             out / f"seed{seed}",
-            ["experiment=digits", f"seed={seed}", f"paths.teachers={out / 'teachers'}"],
+            ["experiment=digits", f"seed={seed}", f"paths.teachers={out / 'teachers'}/seed{seed}"],
         )
         for seed in arguments.seeds
     ]
