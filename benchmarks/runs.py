@@ -23,7 +23,9 @@ def run_job(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
         command = [sys.executable, "train.py", f"run_dir={run_dir}", "logger=csv", *overrides]
         print("$", " ".join(["python", *command[1:]]), flush=True)
         started = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         (run_dir / "wall_seconds").write_text(str(time.perf_counter() - started))
     summary = json.loads(finished.read_text())
     return {**summary, "seconds_wall": float((run_dir / "wall_seconds").read_text())}

@@ -90,7 +90,6 @@ def test_file_does_not_choose_what_code_runs(tmp_path, target):
     assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the package's build_network builds whatever it is told")
 @pytest.mark.parametrize(
     ("helper", "argument"),
     [("build_network", "description"), ("build_classifier", "architecture")],
@@ -140,7 +139,6 @@ def test_saving_does_not_change_the_classifier(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
 
 
-@pytest.mark.xfail(strict=True, reason="the description is taken at its word")
 @pytest.mark.parametrize("described", ["text", ["list"], {"architecture": "resnet18"}])
 def test_malformed_description_is_an_input_error(tmp_path, described):
     save_file(

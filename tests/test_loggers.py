@@ -134,12 +134,3 @@ def test_charts_are_drawn_over_student_updates_and_rounds(start):
     axes = start(mode="offline").axes
     assert axes["*"] == "student_updates"
     assert axes["synthesis/*"] == "synthesis/round"
-
-
-@pytest.mark.xfail(strict=True, reason="before login(prompt=...) existed, every run was offline")
-def test_login_is_found_by_releases_that_cannot_be_told_not_to_ask(monkeypatch, start):
-    def login(anonymous=None, key=None, relogin=None, host=None, force=None, timeout=None):
-        return True
-
-    monkeypatch.setattr(wandb, "login", login)
-    assert start().options["mode"] == "online"

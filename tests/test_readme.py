@@ -30,7 +30,7 @@ def test_the_library_example_runs(tmp_path):
 )
 def test_every_command_composes(command):
     words = [word for word in shlex.split(command)[2:] if word not in ("-m", "--cfg", "job")]
-    words = [re.sub(r"=(.*),.*", r"=\1", word) for word in words]
+    words = [re.sub(r"=([^,]*),.*", r"=\1", word) for word in words]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         compose("train", overrides=words)
 

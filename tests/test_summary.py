@@ -82,7 +82,6 @@ def test_long_paths_are_folded_not_cut(width):
     assert list(cells)[-2:] == list(files)
 
 
-@pytest.mark.xfail(strict=True, reason="rich takes brackets for markup")
 @pytest.mark.parametrize("path", ["runs/lr[a]/x", "runs/[bold]x", "runs/[/x]"])
 def test_paths_with_brackets_are_printed_as_they_are(path):
     assert text_of(rows(DISTILLED, {"directory": path})["directory"]) == path

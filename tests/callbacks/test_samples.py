@@ -1,7 +1,6 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
@@ -81,7 +80,6 @@ def test_images_that_were_pushed_out_are_gone():
     assert shown == {array.tobytes() for array in arrays[3:]} | {b"\xff" * 192}
 
 
-@pytest.mark.xfail(strict=True, reason="the order in the ring is not the order of age")
 def test_newest_come_first_when_the_ring_has_turned():
     arrays = pictures(7)
     grid = sample_grid(bank_of(arrays, [0] * 7, capacity=4), ["a"], per_class=2, cell=8)

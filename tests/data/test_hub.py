@@ -71,7 +71,6 @@ def test_training_never_opens_the_evaluation_split(tmp_path):
     assert HubImages(str(tmp_path / "set"), (3, 8, 8)).load("train").labels.tolist() == [*range(5)]
 
 
-@pytest.mark.xfail(strict=True, reason="a damaged file comes out as pyarrow's error")
 def test_damaged_split_is_an_input_error(tmp_path):
     write(tmp_path / "set", "test", pixels(3), [1, 2, 3])
     parquet(tmp_path / "set", "test").write_bytes(GARBAGE)
@@ -165,7 +164,6 @@ def test_unreachable_hub_is_an_input_error_that_names_the_set():
         HubImages("someone/something", (3, 8, 8)).load("evaluation")
 
 
-@pytest.mark.xfail(strict=True, reason="a set of several configurations is a bare ValueError")
 def test_set_of_several_configurations_is_an_input_error(tmp_path):
     write(tmp_path / "set", "test", pixels(2), [0, 1])
     files = "  data_files:\n  - split: test\n    path: data/test-*\n"

@@ -63,7 +63,6 @@ def test_wrong_arguments_name_the_builder(arguments):
         build_network({"_target_": "nayer_pl.networks.wrn16_1", **arguments})
 
 
-@pytest.mark.xfail(strict=True, reason="only TypeError becomes an InputError")
 @pytest.mark.parametrize(
     "description",
     [
@@ -77,7 +76,6 @@ def test_impossible_description_is_an_input_error(description):
         build_network(description)
 
 
-@pytest.mark.xfail(strict=True, reason="build_network replaces the builder's own description")
 def test_private_import_path_is_described_by_the_public_one():
     network = build_network({"_target_": "nayer_pl.networks.wrn.wrn16_1", "num_classes": 4})
     assert network.architecture == wrn16_1(4).architecture

@@ -36,7 +36,7 @@ class PhaseProgressBar(TQDMProgressBar):
         """Say how far a synthesis round is: it may take a minute, and the bar counts rounds."""
         now = time.monotonic()
         # In a log file every refresh would be a line.
-        if now - self._drawn > 0.5 and sys.stderr.isatty():
+        if now - self._drawn > 0.5 and sys.stdout.isatty():
             self._drawn = now
             self._describe(trainer, f"step {step}/{steps}")
             self.train_progress_bar.refresh()

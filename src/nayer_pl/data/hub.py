@@ -26,15 +26,15 @@ class HubImages:
     Args:
         path: name on the Hub, or a local dataset folder.
         image_shape: (C, H, W) that the images become: grey or RGB, resized where they differ.
-        name: of the configuration, for a set that has several.
         image_column, label_column: their names, where they are none of the usual ones.
+        name: of the configuration, for a set that has several.
     """
 
     path: str
     image_shape: Sequence[int]
-    name: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    name: str | None = None
 
     def load(self, split: Split) -> ImageSet:
         """Download (or open) and decode one split, and no file of any other.

@@ -28,7 +28,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                facts = {key: _fact(value) for key, value in (file.metadata() or {}).items()}
+                metadata = file.metadata() or {}
+                facts = {key: _fact(metadata[key]) for key in metadata if key != "format"}
                 return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -89,7 +90,10 @@ def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, An
     facts = {key: json.dumps(value) for key, value in metadata.items()}
     scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        scratch.touch()
+        mode = scratch.stat().st_mode  # of any new file; safetensors makes private ones
         save_file(tensors, scratch, {"format": "pt", **facts})
+        scratch.chmod(mode)
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
