@@ -36,7 +36,8 @@ def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "student_parameters" in summary:
         teacher, student = summary["teacher_parameters"], summary["student_parameters"]
         sizes = f"teacher {_count(teacher)}, student {_count(student)}"
-        rows.append(("parameters", f"{sizes}, {teacher / student:.2f}x smaller"))
+        ratio = "the same" if teacher == student else f"{teacher / student:.2f}x smaller"
+        rows.append(("parameters", f"{sizes}, {ratio}"))
     elif "parameters" in summary:
         rows.append(("parameters", _count(summary["parameters"])))
     if "images_banked" in summary:

@@ -19,6 +19,10 @@ class PhaseProgressBar(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """A line of its own for every epoch."""
+        bar = self.train_progress_bar
+        if not bar.disable:  # the empty one that Lightning opens before the first epoch
+            bar.leave = False
+            bar.close()
         super().on_train_epoch_start(trainer, *args)
         self._describe(trainer)
 
@@ -31,6 +35,11 @@ class PhaseProgressBar(TQDMProgressBar):
         else:
             self._phase = "distillation" if hasattr(pl_module, "student") else "training"
         self._describe(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """The round is over: no step of it is going on."""
+        self._describe(trainer)
+        super().on_train_batch_end(trainer, *args)
 
     def show_step(self, trainer: Trainer, step: int, steps: int) -> None:
         """Say how far a synthesis round is: it may take a minute, and the bar counts rounds."""
@@ -45,13 +54,13 @@ class PhaseProgressBar(TQDMProgressBar):
         width = len(str(trainer.max_epochs))
         epoch = f"{trainer.current_epoch + 1:>{width}}/{trainer.max_epochs}"
         text = f"Epoch {epoch} {self._phase} {detail}"
-        self.train_progress_bar.set_description(f"{text:<{width * 2 + 20}}", refresh=False)
+        self.train_progress_bar.set_description(f"{text:<{width * 2 + 22}}", refresh=False)
 
     def get_metrics(self, *args: Any) -> dict[str, Any]:
         """The losses that matter, without the version number of the logger."""
         metrics = super().get_metrics(*args)
         metrics.pop("v_num", None)
         return {
-            name: f"{value:.3f}" if isinstance(value, float) else value
+            name: f"{value:.3g}" if isinstance(value, float) else value
             for name, value in metrics.items()
         }
