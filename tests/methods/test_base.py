@@ -11,7 +11,6 @@ from lightning.pytorch.loggers import CSVLogger
 
 from nayer_pl import DivergenceError, InputError
 from nayer_pl.memory import DistillationBatch, SynthesisRound
-from nayer_pl.methods.base import frozen
 
 
 def test_teacher_is_bit_for_bit_unchanged_and_the_student_is_not(tiny_method, tiny_data, fit):
@@ -166,17 +165,6 @@ def test_plain_dataloaders_are_refused(tiny_method, fit):
 
     with pytest.raises(InputError, match="SyntheticDataModule"):
         fit(tiny_method(), Data())
-
-
-def test_frozen_restores_mode_and_gradients(tiny_classifier):
-    net = tiny_classifier().train()
-    net.network.head.requires_grad_(False)
-    with frozen(net):
-        assert not net.training
-        assert not any(p.requires_grad for p in net.parameters())
-    assert net.training
-    assert net.network.conv1.weight.requires_grad
-    assert not net.network.head.weight.requires_grad
 
 
 def test_a_plain_trainer_with_its_defaults_works(tiny_method, tiny_data, tmp_path: Path):

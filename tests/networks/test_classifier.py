@@ -5,6 +5,7 @@ from torch import nn
 
 from nayer_pl import Classifier, InputError, build_classifier
 from nayer_pl.networks import build_network, vgg11, wrn16_1
+from nayer_pl.networks.classifier import frozen
 
 WRN = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 6}
 
@@ -115,3 +116,14 @@ def test_build_classifier_starts_from_fresh_weights():
     first, second = build_classifier(WRN), build_classifier(WRN)
     assert not torch.equal(first.network.fc.weight, second.network.fc.weight)
     assert type(first.network) is type(build_network(WRN))
+
+
+def test_frozen_restores_mode_and_gradients(tiny_classifier):
+    net = tiny_classifier().train()
+    net.network.head.requires_grad_(False)
+    with frozen(net):
+        assert not net.training
+        assert not any(p.requires_grad for p in net.parameters())
+    assert net.training
+    assert net.network.conv1.weight.requires_grad
+    assert not net.network.head.weight.requires_grad

@@ -5,14 +5,13 @@ A method says how an image is made (`synthesise`); everything else is here.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
@@ -21,38 +20,10 @@ from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.memory.datamodule import SyntheticDataModule
 from nayer_pl.memory.plan import DistillationBatch, SynthesisRound, WorkItem
 from nayer_pl.memory.quality import label_agreement, within_class_distance
+from nayer_pl.methods.divergence import stop_if_not_finite
 from nayer_pl.methods.evaluation import Evaluation
-from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.classifier import Classifier, frozen
 from nayer_pl.synthesis.losses import distillation_loss
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and gradients through the module but not for its parameters."""
-    training = module.training
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    module.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.train(training)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-def stop_if_not_finite(steps: Tensor, names: list[str], where: str) -> None:
-    """Name the first term of a round, [steps, terms], that is NaN or infinite."""
-    bad = ~steps.isfinite()
-    if not bad.any():
-        return
-    step = int(bad.any(dim=1).int().argmax())
-    culprits = [name for name, flag in zip(names, bad[step], strict=True) if flag]
-    term = next((name for name in culprits if name != "loss"), "loss")
-    raise DivergenceError(
-        f"The synthesis loss term '{term}' became {steps[step, names.index(term)]} at step "
-        f"{step + 1} of {where}. The images of this round were not banked; lower the generator's "
-        "learning rate (model.generator_lr) or the weight of this term."
-    )
 
 
 class DataFreeDistillation(LightningModule, ABC):

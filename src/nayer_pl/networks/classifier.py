@@ -1,6 +1,7 @@
 """A network together with its normalisation: images in [0, 1] in, logits out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,3 +84,17 @@ def build_classifier(
 ) -> Classifier:
     """Build a `Classifier` with fresh weights from a description of its network."""
     return Classifier(build_network(architecture), mean, std)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and gradients through the module but not for its parameters."""
+    training = module.training
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.train(training)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
