@@ -39,9 +39,10 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     quiet_lightning()
     run_dir = prepare_run_dir(cfg.run_dir)
+    datamodule = build(cfg.datamodule)  # first: a plan that cannot work is refused before any work
     seconds_teacher = train_missing_teacher(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    method, datamodule = build(cfg.model), build(cfg.datamodule)
+    method = build(cfg.model)
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
     loggers: list[Logger] = [build(node) for node in cfg.logger.values() if node]
     for logger in loggers:
