@@ -2,9 +2,10 @@
 
 import logging
 import os
+from collections.abc import Iterable
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,13 @@ def _mode_by_login(wandb: Any) -> str:
         log.warning("Weights & Biases cannot check the login (%s); recording offline.", error)
         return "offline"
     return "online" if logged_in else "offline"
+
+
+def close(loggers: Iterable[Logger]) -> None:
+    """End the W&B run, so that the next one in this process is a run of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def sync_command(logger: WandbLogger) -> str | None:

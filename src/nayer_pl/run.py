@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nayer_pl.callbacks.timer import PhaseTimer
 from nayer_pl.errors import InputError, NayerError
-from nayer_pl.loggers import sync_command
+from nayer_pl.loggers import close, sync_command
 from nayer_pl.summary import print_summary, write_summary
 
 log = logging.getLogger(__name__)
@@ -38,34 +38,35 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         NayerError: the configuration or an input cannot work, or a loss is not finite.
     """
     quiet_lightning()
-    run_dir = prepare_run_dir(cfg.run_dir)
+    prepare_run_dir(cfg.run_dir)
+    name_classes(cfg)
     datamodule = build(cfg.datamodule)  # first: a plan that cannot work is refused before any work
     seconds_teacher = train_missing_teacher(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     method = build(cfg.model)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
-    loggers: list[Logger] = [build(node) for node in cfg.logger.values() if node]
-    for logger in loggers:
-        if not isinstance(logger, CSVLogger):  # it has config.yaml beside it
-            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    loggers = start_loggers(cfg)
     timer = PhaseTimer()
-    trainer: Trainer = build(
-        cfg.trainer,
-        max_epochs=cfg.trainer.max_epochs or datamodule.max_epochs,
-        callbacks=[timer, *(build(node) for node in cfg.callbacks.values() if node)],
-        logger=loggers,
-        default_root_dir=str(run_dir),
-    )
-    trainer.fit(method, datamodule=datamodule)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    summary = {
-        "seed": cfg.seed,
-        **method.results(),
-        "seconds_teacher": seconds_teacher,
-        **phase_figures(timer),
-    }
-    finish(run_dir, summary, loggers, Path(cfg.export.path))
+    try:
+        trainer: Trainer = build(
+            cfg.trainer,
+            max_epochs=cfg.trainer.max_epochs or datamodule.max_epochs,
+            callbacks=[timer, *(build(node) for node in cfg.callbacks.values() if node)],
+            logger=loggers,
+            default_root_dir=cfg.run_dir,
+        )
+        trainer.fit(method, datamodule=datamodule)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        summary = {
+            "seed": cfg.seed,
+            **method.results(),
+            "seconds_teacher": seconds_teacher,
+            **phase_figures(timer),
+        }
+        finish(Path(cfg.run_dir), summary, loggers, Path(cfg.export.path))
+        trainer.strategy.barrier("finished")  # the files are there, for every rank
+    finally:
+        close(loggers)
     return summary, {"trainer": trainer, "method": method, "datamodule": datamodule}
 
 
@@ -82,7 +83,8 @@ def build(node: DictConfig, **overrides: Any) -> Any:
         raise
 
 
-def prepare_run_dir(path: str) -> Path:
+@rank_zero_only
+def prepare_run_dir(path: str) -> None:
     """Make the run's directory and see that it can be written and is not another run's.
 
     Raises:
@@ -109,7 +111,23 @@ def prepare_run_dir(path: str) -> Path:
             f"'{run_dir}' already holds a run; choose another directory with run_dir=PATH, or "
             "delete that one."
         )
-    return run_dir
+
+
+def name_classes(cfg: DictConfig) -> None:
+    """Put the class names into `cfg`, and their number where the data set leaves it open.
+
+    Raises:
+        InputError: the names cannot be had, or are not as many as the data set has classes.
+    """
+    names = build(cfg.class_names)
+    if cfg.data.num_classes is None:
+        cfg.data.num_classes = len(names)
+    if len(names) != cfg.data.num_classes:
+        raise InputError(
+            f"There are {len(names)} class names, but the data set has {cfg.data.num_classes} "
+            "classes; give one name per class, in the order of the labels, as data.class_names."
+        )
+    cfg.class_names = names
 
 
 def train_missing_teacher(cfg: DictConfig) -> float:
@@ -123,14 +141,17 @@ def train_missing_teacher(cfg: DictConfig) -> float:
         return 0.0
     log.info("The teacher's weights are not at '%s' yet: training it.", teacher.weights)
     started = time.perf_counter()
-    chosen = [
+    overrides = [
+        *shlex.split(teacher.trained_by),
         f"seed={cfg.seed}",
-        f"teacher.weights='{teacher.weights}'",
         f"run_dir='{Path(cfg.run_dir) / 'teacher'}'",
-        f"trainer.accelerator={cfg.trainer.accelerator}",
         "logger=csv",
     ]
-    train(compose("train", overrides=[*shlex.split(teacher.trained_by), *chosen]))
+    nested = compose("train", overrides=overrides)
+    # What was chosen for this run holds for its teacher, but not how long it trains.
+    nested.data, nested.teacher, nested.class_names = cfg.data, teacher, cfg.class_names
+    nested.trainer = {**cfg.trainer, "max_epochs": None}
+    train(nested)
     return time.perf_counter() - started
 
 
@@ -144,9 +165,21 @@ def phase_figures(timer: PhaseTimer) -> dict[str, float]:
     return figures
 
 
+def start_loggers(cfg: DictConfig) -> list[Logger]:
+    """Open the loggers, with the whole configuration in each and in the run's directory."""
+    loggers: list[Logger] = [build(node) for node in cfg.logger.values() if node]
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        file = Path(cfg.run_dir) / "config.yaml"
+        file.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger):  # it has config.yaml beside it
+            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    return loggers
+
+
 @rank_zero_only
 def finish(run_dir: Path, summary: dict[str, Any], loggers: list[Logger], product: Path) -> None:
-    """Write the summary, print the table, close the loggers."""
+    """Write the summary, print the table."""
     write_summary(run_dir / "summary.json", summary)
     files = {"weights": os.path.relpath(product), "directory": os.path.relpath(run_dir)}
     for logger in loggers:
@@ -155,7 +188,6 @@ def finish(run_dir: Path, summary: dict[str, Any], loggers: list[Logger], produc
             command = sync_command(logger)
             if command:
                 files["W&B, offline"] = command
-            logger.experiment.finish()
     print_summary(summary, files)
 
 
@@ -170,5 +202,6 @@ def quiet_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*module.s. in eval mode at the start of training.*",
+        ".*recommended to use .self.log.*sync_dist=True.*",  # the metrics are synchronised already
     ):
         warnings.filterwarnings("ignore", message)

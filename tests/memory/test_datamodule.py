@@ -82,10 +82,11 @@ def datamodule(**options):
     return SyntheticDataModule(SHAPE, CLASSES, options.pop("plan", PLAN), **options)
 
 
-def set_up(data, rank=0, epoch=0):
+def set_up(data, rank=0, epoch=0, ranks=1):
     """As a trainer on rank `rank` does."""
     data.trainer = SimpleNamespace(
         global_rank=rank,
+        world_size=ranks,
         current_epoch=epoch,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         state=SimpleNamespace(fn=TrainerFn.FITTING),

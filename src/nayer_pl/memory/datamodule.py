@@ -8,22 +8,28 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from nayer_pl.augmentation import Augmentation
-from nayer_pl.data.datamodule import in_batches
-from nayer_pl.data.images import ImageSet, ImageSource
+from nayer_pl.data.batches import Batches
+from nayer_pl.data.images import Images, ImageSource, open_split
 from nayer_pl.errors import InputError
 from nayer_pl.memory.bank import MemoryBank, read_bank
-from nayer_pl.memory.plan import DistillationBatch, EpochPlan, Plan, WorkItem, round_targets
+from nayer_pl.memory.plan import (
+    DistillationBatch,
+    EpochPlan,
+    Plan,
+    Share,
+    WorkItem,
+    round_targets,
+)
 
 
 @dataclass(frozen=True)
 class BankOptions:
-    """How the bank is kept.
+    """How the bank is kept. With several ranks each keeps its share of it.
 
     Args:
-        capacity: images it holds; None for all that the plan makes.
+        capacity: images it holds, over all ranks; None for all that the plan makes.
         device: "cpu", "cuda", or None for the trainer's device.
         initial: a saved bank to start from; None starts empty.
     """
@@ -64,10 +70,11 @@ class SyntheticDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if plan.round_size < num_classes:
+        if plan.round_size < num_classes and not plan.partial_rounds:
             raise InputError(
                 f"A round of {plan.round_size} images is smaller than the number of classes "
-                f"({num_classes}); set plan.round_size to at least {num_classes}."
+                f"({num_classes}); set plan.round_size to at least {num_classes}, or "
+                "plan.partial_rounds=true for rounds that hold a random part of the classes."
             )
         if not 0 < held_back < 1:
             raise InputError(f"held_back is a share between 0 and 1, not {held_back}.")
@@ -75,9 +82,10 @@ class SyntheticDataModule(LightningDataModule):
         self.source = source if evaluation else None
         self.augmentation, self.bank_options = augmentation, bank or BankOptions()
         self.held_back_share, self.eval_batch_size, self.seed = held_back, eval_batch_size, seed
+        self.share = Share()
         self.bank: MemoryBank
         self.held_back: MemoryBank | None = None
-        self._real: ImageSet | None = None
+        self._real: Images | None = None
 
     @property
     def max_epochs(self) -> int:
@@ -90,27 +98,38 @@ class SyntheticDataModule(LightningDataModule):
         return self.source is not None
 
     def setup(self, stage: str) -> None:
-        """Decode the evaluation split, and start with an empty bank (or the one asked for)."""
+        """Open the evaluation split, and start with an empty bank (or the one asked for)."""
         if self.source is not None and self._real is None:
-            self._real = self.source.load("evaluation")
+            self._real = open_split(self.source, "evaluation", self.num_classes)
         if stage != "fit":
             return
         assert self.trainer is not None
         # Warm-up and distillation epochs differ in length: the trainer must ask every time.
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         device = self.bank_options.device or self.trainer.strategy.root_device
-        rank = self.trainer.global_rank
-        self.rng = torch.Generator(device).manual_seed(stream_seed(self.seed, rank, 0))
-        self.label_rng = torch.Generator().manual_seed(stream_seed(self.seed, rank, 1))
-        initial = read_bank(self.bank_options.initial) if self.bank_options.initial else None
-        first = len(initial[0]) if initial else 0
-        capacity = self.bank_options.capacity or first + self.plan.images
-        self.bank = MemoryBank(capacity, self.image_shape, device)
-        if initial:
-            self.bank.add(*initial)
+        self.share = Share(self.trainer.global_rank, self.trainer.world_size)
+        self.share.check(self.plan)
+        self.rng = torch.Generator(device).manual_seed(stream_seed(self.seed, self.share.rank, 0))
+        self.label_rng = torch.Generator().manual_seed(stream_seed(self.seed, self.share.rank, 1))
+        self.bank = self._start_bank(device)
+        capacity = self.bank.capacity
         if not self.has_real_images:
             room = max(1, round(capacity * self.held_back_share))
             self.held_back = MemoryBank(room, self.image_shape, device)
+
+    def _start_bank(self, device: torch.device | str) -> MemoryBank:
+        rank, ranks = self.share.rank, self.share.ranks
+        if self.bank_options.initial:
+            images, labels = read_bank(self.bank_options.initial)
+            images, labels = images[rank::ranks], labels[rank::ranks]
+        else:
+            images, labels = torch.empty((0, *self.image_shape)), torch.empty(0, dtype=torch.int64)
+        own_rounds = self.share.rounds(0, self.plan.rounds_before(self.plan.max_epochs))
+        capacity = -(-(self.bank_options.capacity or 0) // ranks)
+        all_images = len(images) + own_rounds * self.plan.round_size
+        bank = MemoryBank(capacity or all_images, self.image_shape, device)
+        bank.add(images, labels)
+        return bank
 
     def add(self, images: Tensor, labels: Tensor) -> None:
         """Bank the images of one round; some go to the held-back ones if nothing else evaluates."""
@@ -124,17 +143,16 @@ class SyntheticDataModule(LightningDataModule):
     def train_dataloader(self) -> EpochPlan:
         """The work items of the current epoch."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        return EpochPlan(self.plan, epoch, self._targets, self._batch)
+        return EpochPlan(self.plan, epoch, self._targets, self._batch, self.share)
 
     def _targets(self) -> Tensor:
         return round_targets(self.num_classes, self.plan.round_size, self.label_rng)
 
     def _batch(self) -> DistillationBatch:
-        return DistillationBatch(
-            *self.bank.sample(self.plan.batch_size, self.rng, self.augmentation)
-        )
+        size = self.plan.batch_size // self.share.ranks
+        return DistillationBatch(*self.bank.sample(size, self.rng, self.augmentation))
 
-    def val_dataloader(self) -> "DataLoader | HeldBackBatches | list[DataLoader]":
+    def val_dataloader(self) -> "Batches | HeldBackBatches | list[Batches]":
         """What the student is judged on after an epoch; nothing while it has not learned."""
         assert self.trainer is not None
         fitting = self.trainer.state.fn == TrainerFn.FITTING
@@ -142,13 +160,15 @@ class SyntheticDataModule(LightningDataModule):
             return []
         return self.evaluation_batches()
 
-    def evaluation_batches(self) -> "DataLoader | HeldBackBatches":
+    def evaluation_batches(self) -> "Batches | HeldBackBatches":
         """Real images in order, or the banked ones that were held back."""
         if self.held_back is not None:
             return HeldBackBatches(self.held_back, self.eval_batch_size)
         if self._real is None:
             raise InputError("There are no real images to evaluate on: data.evaluation is false.")
-        return in_batches(self._real, self.eval_batch_size, shuffle=False)
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        return Batches(self._real, self.eval_batch_size, rank=rank, world=world)
 
     def on_after_batch_transfer(
         self, batch: WorkItem | list[Tensor], _: int

@@ -14,18 +14,18 @@ class SynthesisRound(NamedTuple):
     """Make one batch of images for these labels and bank it."""
 
     targets: Tensor
-    """Wanted labels, int64 [round_size]."""
+    """Wanted labels, int64 [round_size]; none where only other ranks have a round to make."""
     warm_up: bool
     """The student has learned nothing yet: its opinion does not count."""
 
 
 class DistillationBatch(NamedTuple):
-    """Banked images for one step of the student."""
+    """Banked images for one step of the student; each rank has its share of the batch."""
 
     images: Tensor
-    """uint8 [batch_size, C, H, W] from the bank; floats in [0, 1] once on the device."""
+    """uint8 [share, C, H, W] from the bank; floats in [0, 1] once on the device."""
     labels: Tensor
-    """The labels that the images were made for, int64 [batch_size]."""
+    """The labels that the images were made for, int64 [share]."""
 
 
 WorkItem = SynthesisRound | DistillationBatch
@@ -36,7 +36,8 @@ class Plan:
     """How much is synthesised and distilled (NAYER, section 4.1).
 
     A warm-up epoch is `warmup_rounds` rounds. A distillation epoch is `rounds_per_epoch` rounds,
-    then `kd_steps` batches.
+    then `kd_steps` batches. Sizes are totals, whatever the number of ranks: the rounds are shared
+    out among them, and every distillation batch is.
 
     Args:
         epochs: distillation epochs, the paper's E.
@@ -46,6 +47,8 @@ class Plan:
         kd_steps: distillation batches in each distillation epoch.
         round_size: images made in one round.
         batch_size: images in a distillation batch.
+        partial_rounds: allow rounds of fewer images than there are classes; each then holds a
+            random part of the classes.
     """
 
     epochs: int = 100
@@ -55,6 +58,7 @@ class Plan:
     kd_steps: int = 400
     round_size: int = 400
     batch_size: int = 512
+    partial_rounds: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "kd_steps", "round_size", "batch_size"):
@@ -76,8 +80,12 @@ class Plan:
     @property
     def images(self) -> int:
         """Images made in the whole run."""
-        rounds = self.warmup_epochs * self.warmup_rounds + self.epochs * self.rounds_per_epoch
-        return rounds * self.round_size
+        return self.rounds_before(self.max_epochs) * self.round_size
+
+    def rounds_before(self, epoch: int) -> int:
+        """Synthesis rounds of all epochs before this one."""
+        warm_up = min(epoch, self.warmup_epochs)
+        return warm_up * self.warmup_rounds + (epoch - warm_up) * self.rounds_per_epoch
 
     def rounds_in(self, epoch: int) -> int:
         """Synthesis rounds of epoch 0, 1, ..."""
@@ -88,14 +96,50 @@ class Plan:
         return epoch < self.warmup_epochs
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several ranks does of a plan: every `ranks`-th round, a part of every batch.
+
+    Rounds are dealt out in turn over the whole run, so the banks of all ranks fill alike and the
+    student sees as many images as with one rank.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+
+    def rounds(self, first: int, count: int) -> int:
+        """How many of the rounds `first`, `first + 1`, ... are this rank's."""
+        return len(range((self.rank - first) % self.ranks, count, self.ranks))
+
+    def check(self, plan: Plan) -> None:
+        """Raise an InputError if the plan cannot be shared out."""
+        if plan.batch_size % self.ranks:
+            below = plan.batch_size // self.ranks * self.ranks
+            raise InputError(
+                f"plan.batch_size={plan.batch_size} cannot be shared out evenly among {self.ranks} "
+                f"processes; choose {f'{below} or ' if below else ''}{below + self.ranks}."
+            )
+        first = plan.rounds_before(plan.warmup_epochs) + plan.rounds_per_epoch
+        if first < self.ranks:
+            raise InputError(
+                f"The plan makes {first} rounds before the first distillation step, fewer than the "
+                f"{self.ranks} processes, and one without images cannot distil; give it a longer "
+                "warm-up (plan.warmup_epochs, plan.warmup_rounds) or use fewer devices."
+            )
+
+
 class EpochPlan:
     """The work items of one epoch, in order, with a length (an item is made when it is due).
+
+    All ranks get equally many items, because the trainer waits for all of them after each: where
+    the rounds do not divide, some ranks get a round without targets.
 
     Args:
         plan: how much.
         epoch: which epoch, from 0.
         targets: makes the labels of a round.
         batch: draws a distillation batch; called after the epoch's rounds were banked.
+        share: which part of it is this rank's.
     """
 
     def __init__(
@@ -104,9 +148,11 @@ class EpochPlan:
         epoch: int,
         targets: Callable[[], Tensor],
         batch: Callable[[], DistillationBatch],
+        share: Share = Share(),
     ) -> None:
         self.warm_up = plan.is_warm_up(epoch)
-        self.rounds = plan.rounds_in(epoch)
+        self.rounds = -(-plan.rounds_in(epoch) // share.ranks)
+        self.own_rounds = share.rounds(plan.rounds_before(epoch), plan.rounds_in(epoch))
         self.kd_steps = 0 if self.warm_up else plan.kd_steps
         self._targets, self._batch = targets, batch
 
@@ -114,8 +160,9 @@ class EpochPlan:
         return self.rounds + self.kd_steps
 
     def __iter__(self) -> Iterator[WorkItem]:
-        for _ in range(self.rounds):
-            yield SynthesisRound(self._targets(), self.warm_up)
+        for i in range(self.rounds):
+            targets = self._targets() if i < self.own_rounds else torch.empty(0, dtype=torch.int64)
+            yield SynthesisRound(targets, self.warm_up)
         for _ in range(self.kd_steps):
             yield self._batch()
 

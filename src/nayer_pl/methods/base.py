@@ -3,6 +3,7 @@
 A method says how an image is made (`synthesise`); everything else is here.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -19,11 +20,14 @@ from torchmetrics import MeanMetric
 from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.memory.datamodule import SyntheticDataModule
 from nayer_pl.memory.plan import DistillationBatch, SynthesisRound, WorkItem
-from nayer_pl.memory.quality import label_agreement, within_class_distance
-from nayer_pl.methods.divergence import stop_if_not_finite
-from nayer_pl.methods.evaluation import Evaluation
+from nayer_pl.methods import ranks
+from nayer_pl.methods.divergence import not_finite
+from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
+from nayer_pl.methods.results import sum_up
 from nayer_pl.networks.classifier import Classifier, frozen
 from nayer_pl.synthesis.losses import distillation_loss
+
+log = logging.getLogger(__name__)
 
 
 class DataFreeDistillation(LightningModule, ABC):
@@ -36,6 +40,7 @@ class DataFreeDistillation(LightningModule, ABC):
         learning_rate: of the student's SGD; falls to `min_learning_rate` along a cosine over the
             distillation epochs.
         momentum, weight_decay: of the student's SGD.
+        check_teacher: stop before any synthesis if the teacher does no better than a guesser.
     """
 
     def __init__(
@@ -47,10 +52,13 @@ class DataFreeDistillation(LightningModule, ABC):
         min_learning_rate: float = 2e-4,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
+        check_teacher: bool = True,
     ) -> None:
         super().__init__()
         if teacher is student:
             raise InputError("Teacher and student are the same object; build two.")
+        if not student.normalises:
+            student.normalise_like(teacher)
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints leave the teacher out
         self.teacher = teacher.freeze()
@@ -61,6 +69,8 @@ class DataFreeDistillation(LightningModule, ABC):
         self.student_updates = 0
         self.rounds = 0
         self.evaluation = Evaluation()
+        self.check_teacher = check_teacher
+        self._results: dict[str, Any] = {}
         # A mean that leaves NaN out would hide what must stop the run.
         self.kd_loss = MeanMetric(nan_strategy="disable")
         self.synthesis_loss = MeanMetric(nan_strategy="disable")
@@ -95,11 +105,20 @@ class DataFreeDistillation(LightningModule, ABC):
             self._distillation_step(item)
 
     def _synthesis_round(self, item: SynthesisRound) -> None:
+        trouble = self._fill_bank(item) if len(item.targets) else None
+        trouble = ranks.first_of_all(trouble)  # or the other ranks would wait for this one
+        if trouble is not None:
+            raise DivergenceError(trouble)
+
+    def _fill_bank(self, item: SynthesisRound) -> str | None:
+        """Bank the images of one round; or say why they are not fit for it."""
         with frozen(self.student):
             images, history = self.synthesise(item.targets, item.warm_up)
         self.rounds += 1
         steps = torch.stack(list(history.values()), dim=1).cpu()
-        stop_if_not_finite(steps, list(history), f"round {self.rounds}")
+        trouble = not_finite(steps, list(history), f"round {self.rounds}")
+        if trouble is not None:
+            return trouble
         self.datamodule.add(images, item.targets)
         best = steps[steps[:, list(history).index("loss")].argmin()].tolist()
         terms = dict(zip(history, best, strict=True))
@@ -109,6 +128,7 @@ class DataFreeDistillation(LightningModule, ABC):
             {f"synthesis/{name}": value for name, value in terms.items()}
             | {"synthesis/round": self.rounds, "bank/images": len(self.datamodule.bank)}
         )
+        return None
 
     def _distillation_step(self, batch: DistillationBatch) -> None:
         with torch.no_grad():
@@ -140,8 +160,9 @@ class DataFreeDistillation(LightningModule, ABC):
         self.record({"distillation/loss": value, "distillation/learning_rate": self._lr()})
 
     def on_train_epoch_end(self) -> None:
-        """Check what was not logged yet (before a checkpoint is written) and move the schedule."""
+        """Leave a checked student, the same on every rank, to checkpoints; move the schedule."""
         self._report_kd_loss()
+        ranks.average_statistics(self.student)
         if not self.datamodule.plan.is_warm_up(self.current_epoch):
             self.lr_schedulers().step()  # type: ignore[union-attr]
 
@@ -149,7 +170,7 @@ class DataFreeDistillation(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Check that the parts fit, and ask the teacher about the evaluation images, once."""
-        self.to(memory_format=torch.channels_last)  # the faster layout for convolutions
+        ranks.check_norms(self)
         shape, wanted = self.datamodule.image_shape, self.datamodule.num_classes
         for name, net in (("teacher", self.teacher), ("student", self.student)):
             outputs = net.num_classes(shape)
@@ -159,11 +180,23 @@ class DataFreeDistillation(LightningModule, ABC):
                     "they must be the same."
                 )
         if self.datamodule.has_real_images:
-            self.evaluation.ask(self.teacher, self.datamodule.evaluation_batches(), self._prepare)
+            batches = self.datamodule.evaluation_batches()
+            accuracy, images = self.evaluation.ask(self.teacher, batches, self._prepare)
+            if self.trainer.is_global_zero:
+                log.info(
+                    "The teacher is right on %.2f %% of %s evaluation images.",
+                    100 * accuracy, f"{images:,}",
+                )  # fmt: skip
+            if self.check_teacher:
+                stop_at_chance(accuracy, images, wanted)
 
     def _prepare(self, batch: list[Tensor]) -> Any:
         on_device = [tensor.to(self.device) for tensor in batch]
         return self.datamodule.on_after_batch_transfer(on_device, 0)
+
+    def on_validation_start(self) -> None:
+        """Judge the student that all ranks have in common."""
+        ranks.average_statistics(self.student)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], i: int) -> None:
         """Compare the student with the labels and with the teacher."""
@@ -180,23 +213,13 @@ class DataFreeDistillation(LightningModule, ABC):
         self._show({short[name]: value for name, value in values.items() if name in short})
         self.record({**metrics, "epoch": self.current_epoch})
 
+    def on_train_end(self) -> None:
+        """Sum up, while all ranks are still there to be asked."""
+        self._results = sum_up(self)
+
     def results(self) -> dict[str, Any]:
-        """What the run reached, for its summary; None where nothing real was there to measure."""
-        measured, bank = self.trainer.callback_metrics, self.datamodule.bank
-        values = {
-            name: float(measured[f"val/{name}"]) if f"val/{name}" in measured else None
-            for name in ("teacher_accuracy", "student_accuracy", "agreement")
-        }
-        return {
-            **values,
-            "teacher_parameters": sum(p.numel() for p in self.teacher.parameters()),
-            "student_parameters": sum(p.numel() for p in self.student.parameters()),
-            "student_updates": self.student_updates,
-            "images_banked": bank.added,
-            "synthesis_loss": float(self.synthesis_loss.compute()),
-            "label_agreement": label_agreement(bank, self.teacher),
-            "diversity": within_class_distance(bank),
-        }
+        """What the run reached, for its summary; empty until training has ended."""
+        return self._results
 
     @property
     def product(self) -> Classifier:
@@ -204,6 +227,12 @@ class DataFreeDistillation(LightningModule, ABC):
         return self.student
 
     # Lightning
+
+    def setup(self, stage: str) -> None:
+        """Choose the faster layout for convolutions, and let DDP see the student only."""
+        ranks.check_strategy(self.trainer)
+        self.to(memory_format=torch.channels_last)
+        ranks.share_only(self, "student")
 
     def configure_optimizers(self) -> Any:
         """SGD of the student with a cosine over distillation epochs; then the method's own."""

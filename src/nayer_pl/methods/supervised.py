@@ -40,7 +40,7 @@ class Supervised(LightningModule):
         self.accuracy = MeanMetric()
         self.train_loss = MeanMetric(nan_strategy="disable")  # NaN must show, and stop the run
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """Choose the faster layout for convolutions."""
         self.to(memory_format=torch.channels_last)
 

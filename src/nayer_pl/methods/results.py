@@ -1,0 +1,36 @@
+"""What a finished run reached, for its summary."""
+
+from typing import TYPE_CHECKING, Any
+
+from nayer_pl.memory.quality import label_agreement, within_class_distance
+from nayer_pl.methods import ranks
+
+if TYPE_CHECKING:
+    from nayer_pl.methods.base import DataFreeDistillation
+
+
+def sum_up(method: "DataFreeDistillation") -> dict[str, Any]:
+    """Accuracies and counts over all ranks; None where there was nothing real to measure on.
+
+    To be called on every rank while the trainer is still running.
+    """
+    measured, bank = method.trainer.callback_metrics, method.datamodule.bank
+    accuracies = {
+        name: float(measured[f"val/{name}"]) if f"val/{name}" in measured else None
+        for name in ("teacher_accuracy", "student_accuracy", "agreement")
+    }
+    held = ranks.total(len(bank), method.device)
+
+    def mean(value: float) -> float:
+        return ranks.total(value * len(bank), method.device) / held
+
+    return {
+        **accuracies,
+        "teacher_parameters": sum(p.numel() for p in method.teacher.parameters()),
+        "student_parameters": sum(p.numel() for p in method.student.parameters()),
+        "student_updates": method.student_updates,
+        "images_banked": int(ranks.total(bank.added, method.device)),
+        "synthesis_loss": float(method.synthesis_loss.compute()),
+        "label_agreement": mean(label_agreement(bank, method.teacher)),
+        "diversity": mean(within_class_distance(bank)),
+    }
