@@ -137,7 +137,8 @@ def train_missing_teacher(cfg: DictConfig) -> float:
         The seconds that it took; 0.0 if there was nothing to do.
     """
     teacher = cfg.teacher
-    if not cfg.train_missing_teacher or Path(teacher.weights).exists():
+    wanted = cfg.train_missing_teacher and teacher.weights and teacher.trained_by
+    if not wanted or Path(teacher.weights).exists():
         return 0.0
     log.info("The teacher's weights are not at '%s' yet: training it.", teacher.weights)
     started = time.perf_counter()

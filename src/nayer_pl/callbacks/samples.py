@@ -14,9 +14,14 @@ from nayer_pl.memory.datamodule import SyntheticDataModule
 
 
 def sample_grid(
-    bank: MemoryBank, names: Sequence[str], per_class: int = 12, cell: int = 48, label: int = 130
+    bank: MemoryBank,
+    names: Sequence[str],
+    per_class: int = 12,
+    cell: int = 48,
+    label: int = 130,
+    classes: int = 20,
 ) -> Image.Image:
-    """Draw up to `per_class` images of every class, the newest first, beside its name.
+    """Draw up to `per_class` images of each class, the newest first, beside its name.
 
     Args:
         bank: at least one image.
@@ -24,18 +29,22 @@ def sample_grid(
         per_class: images in a row.
         cell: pixels that an image takes; it is enlarged by a whole factor to fit.
         label: pixels for the name.
+        classes: rows; of more classes, that many are drawn, evenly spread over the labels.
     """
     channels, height, width = bank.image_shape
     scale = max(1, cell // max(height, width))
     step_y, step_x = height * scale + 2, width * scale + 2
-    canvas = Image.new("RGB", (label + per_class * step_x, len(names) * step_y), "white")
+    count = min(classes, len(names))
+    shown = [row * len(names) // count for row in range(count)]
+    canvas = Image.new("RGB", (label + per_class * step_x, count * step_y), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
     newest_first = bank.by_age().flip(0)
     labels = bank.labels[newest_first]
-    for row, name in enumerate(names):
+    for row, wanted in enumerate(shown):
+        name = names[wanted]
         text = name if len(name) < 18 else name[:16] + "…"
         draw.text((6, row * step_y + step_y // 2), text, "black", font, anchor="lm")
-        newest = newest_first[labels == row][:per_class]
+        newest = newest_first[labels == wanted][:per_class]
         for column, index in enumerate(newest.tolist()):
             pixels = bank.images[index].permute(1, 2, 0).cpu().numpy()
             pixels = np.repeat(pixels, 3, axis=2) if channels == 1 else pixels
