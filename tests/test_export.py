@@ -70,7 +70,7 @@ def test_file_holds_the_networks_own_keys_and_readable_json(tmp_path):
 
 
 def test_foreign_architecture_is_refused_on_the_files_word_and_taken_on_yours(tmp_path):
-    save_classifier(tmp_path / "s.safetensors", Classifier(build_network(OUTSIDE)))
+    save_classifier(tmp_path / "s.safetensors", Classifier(build_network(OUTSIDE), [0.5], [0.5]))
     with pytest.raises(InputError, match=r"torch\.nn\.Conv2d.*architecture="):
         load_classifier(tmp_path / "s.safetensors")
     classifier, _ = load_classifier(tmp_path / "s.safetensors", OUTSIDE)
@@ -115,7 +115,19 @@ def test_undescribed_network_is_saved_with_a_warning_and_needs_its_architecture(
     assert "Conv2d" in caplog.text
     with pytest.raises(InputError, match="architecture="):
         load_classifier(tmp_path / "s.safetensors")
-    assert load_classifier(tmp_path / "s.safetensors", OUTSIDE)[0].network.out_channels == 4
+    loaded, _ = load_classifier(tmp_path / "s.safetensors", OUTSIDE, [0.5], [0.5])
+    assert loaded.network.out_channels == 4
+
+
+def test_published_file_needs_a_normalisation_and_is_given_one(tmp_path):
+    classifier = trained()
+    torch.save({"state_dict": classifier.network.state_dict()}, tmp_path / "s.pth")
+    with pytest.raises(InputError, match=r"mean=\[\.\.\.\] and std=\[\.\.\.\]"):
+        load_classifier(tmp_path / "s.pth", WRN)
+    loaded, facts = load_classifier(tmp_path / "s.pth", WRN, mean=[0.1307], std=[0.3081])
+    images = torch.rand(4, 1, 12, 12)
+    assert torch.equal(loaded(images), classifier(images))
+    assert facts == {}
 
 
 def test_described_network_is_saved_without_a_warning(tmp_path, caplog):

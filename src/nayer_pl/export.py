@@ -1,14 +1,14 @@
 """One file that is enough to use a trained classifier: weights, architecture, normalisation."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nayer_pl.errors import InputError
 from nayer_pl.networks.architecture import BUILDERS
 from nayer_pl.networks.classifier import Classifier, build_classifier
-from nayer_pl.networks.weights import load_weights, read_weights, save_weights
+from nayer_pl.networks.weights import read_weights, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -31,38 +31,45 @@ def save_classifier(path: str | Path, classifier: Classifier, **facts: Any) -> N
 
 
 def load_classifier(
-    path: str | Path, architecture: Mapping[str, Any] | None = None
+    path: str | Path,
+    architecture: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> tuple[Classifier, dict[str, Any]]:
     """Rebuild a classifier saved by `save_classifier`; returns it, frozen, and the file's facts.
 
     Args:
         path: the file.
         architecture: `_target_` and arguments, for a network that is not from this package. The
-            file names an import path too, but a file must not choose what code runs: only
-            architectures of `nayer_pl.networks` are rebuilt on its word.
+            file names an import path too, but a file must not choose what code runs, nor fetch
+            anything: only architectures of `nayer_pl.networks` are rebuilt on its word.
+        mean, std: the normalisation, for a file that does not know it.
 
     Raises:
-        InputError: the file does not say how to rebuild the network, or names foreign code.
+        InputError: the file does not say how to rebuild the network, or names foreign code, or
+            nobody says how its images are normalised.
     """
     _, facts = read_weights(path)
-    description = facts.get("classifier")
-    if not isinstance(description, Mapping):
-        description = {}
     if architecture is None:
-        architecture = _named_architecture(path, description)
-    normalisation = {key: description[key] for key in ("mean", "std") if key in description}
-    classifier = build_classifier(architecture, **normalisation)
-    load_weights(classifier.network, path)
+        architecture = _named_architecture(path, facts.get("classifier"))
+    classifier = build_classifier(architecture, mean, std, weights=path)
+    if not classifier.normalises:
+        raise InputError(
+            f"'{path}' does not say how its images were normalised; give mean=[...] and std=[...]."
+        )
     return classifier.freeze(), facts
 
 
-def _named_architecture(path: str | Path, description: Mapping[str, Any]) -> Mapping[str, Any]:
-    named = description.get("architecture")
+def _named_architecture(path: str | Path, description: Any) -> Mapping[str, Any]:
+    named = description.get("architecture") if isinstance(description, Mapping) else None
     target = named.get("_target_") if isinstance(named, Mapping) else None
     if target not in BUILDERS:
         raise InputError(
-            f"'{path}' does not name an architecture of nayer_pl.networks"
-            + (f" but '{target}'" if target else "")
-            + "; give it as architecture={'_target_': ...} if you trust that code."
+            f"'{path}' does not name an architecture that is rebuilt on a file's word"
+            + (
+                f" but '{target}'; if you trust it, give architecture={named}."
+                if target
+                else "; give it as architecture={'_target_': ...}."
+            )
         )
     return named  # type: ignore[return-value]

@@ -38,7 +38,7 @@ class Linear(torch.nn.Module):
 
 
 def test_it_learns_and_measures_on_the_evaluation_split():
-    method = Supervised(Classifier(Linear()), learning_rate=0.05)
+    method = Supervised(Classifier(Linear(), [0.5], [0.5]), learning_rate=0.05)
     fit(method)
     images, labels = Stripes().load("evaluation")
     right = (method.network(images / 255).argmax(1) == labels).float().mean().item()
@@ -47,12 +47,12 @@ def test_it_learns_and_measures_on_the_evaluation_split():
 
 
 def test_learning_rate_falls_to_zero_over_all_steps():
-    trainer = fit(Supervised(Classifier(Linear()), learning_rate=0.05), epochs=2)
+    trainer = fit(Supervised(Classifier(Linear(), [0.5], [0.5]), learning_rate=0.05), epochs=2)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
-    method = Supervised(Classifier(Linear()))
+    method = Supervised(Classifier(Linear(), [0.5], [0.5]))
     torch.nn.init.constant_(method.network.network.head.weight, torch.nan)
     with pytest.raises(DivergenceError, match="training loss became nan"):
         fit(method)

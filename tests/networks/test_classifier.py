@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from nayer_pl import Classifier, InputError, build_classifier
+from nayer_pl import Classifier, InputError, build_classifier, save_classifier
 from nayer_pl.networks import build_network, vgg11, wrn16_1
 from nayer_pl.networks.classifier import frozen
 
@@ -24,7 +24,14 @@ def test_network_sees_normalised_images(channels, mean, std):
 
 
 @pytest.mark.parametrize(
-    ("mean", "std"), [((0.5,), (0.5, 0.5)), ((0.5,), (0.0,)), ((0.5, 0.5), (1.0, -1.0))]
+    ("mean", "std"),
+    [
+        ((0.5,), (0.5, 0.5)),
+        ((0.5,), (0.0,)),
+        ((0.5, 0.5), (1.0, -1.0)),
+        (None, (0.5,)),
+        ((0.5,), None),
+    ],
 )
 def test_impossible_normalisation_is_refused(mean, std):
     with pytest.raises(InputError, match="std"):
@@ -37,8 +44,34 @@ def test_state_dict_adds_nothing_to_the_network():
     assert list(classifier.state_dict()) == keys
 
 
+def test_without_a_normalisation_nothing_is_classified():
+    classifier = Classifier(nn.Identity())
+    assert not classifier.normalises
+    with pytest.raises(InputError, match="mean and std"):
+        classifier(torch.rand(1, 3, 4, 4))
+    with pytest.raises(InputError, match="mean and std"):
+        Classifier(nn.Identity()).normalise_like(classifier)
+
+
+def test_a_student_normalises_as_its_teacher():
+    teacher = Classifier(nn.Identity(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    student = Classifier(nn.Identity())
+    student.normalise_like(teacher)
+    assert student.normalises
+    images = torch.rand(2, 3, 4, 4)
+    assert torch.equal(student(images), teacher(images))
+    assert list(student.state_dict()) == []
+    student.mean += 1  # its own, not the teacher's
+    assert teacher.mean[0, 0, 0, 0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"mean": [0.5], "std": [0.25]}])
+def test_plain_values_of_the_normalisation(options):
+    assert Classifier(nn.Identity(), **options).normalisation == options
+
+
 def test_normalisation_follows_the_device_and_dtype():
-    classifier = Classifier(nn.Identity()).to(torch.float64)
+    classifier = Classifier(nn.Identity(), [0.5], [0.5]).to(torch.float64)
     assert classifier(torch.ones(1, 3, 2, 2, dtype=torch.float64)).dtype == torch.float64
     assert classifier.to("meta").mean.device.type == "meta"
 
@@ -69,7 +102,9 @@ def test_network_that_nobody_described_has_no_description():
 
 
 def test_num_classes_is_what_the_network_gives():
-    assert Classifier(wrn16_1(6)).num_classes((3, 32, 32)) == 6
+    assert (
+        Classifier(wrn16_1(6)).num_classes((3, 32, 32)) == 6
+    )  # a student has no normalisation yet
     assert Classifier(wrn16_1(11, channels=1), (0.5,), (0.5,)).num_classes([1, 28, 28]) == 11
 
 
@@ -103,7 +138,7 @@ def test_num_classes_leaves_the_mode_and_the_statistics(training, shape):
 
 
 def test_frozen_classifier_does_not_learn_but_passes_gradients_to_its_images():
-    classifier = build_classifier(WRN)
+    classifier = build_classifier(WRN, [0.5], [0.5])
     assert classifier.freeze() is classifier
     assert not any(module.training for module in classifier.modules())
     images = torch.rand(2, 3, 8, 8, requires_grad=True)
@@ -116,6 +151,27 @@ def test_build_classifier_starts_from_fresh_weights():
     first, second = build_classifier(WRN), build_classifier(WRN)
     assert not torch.equal(first.network.fc.weight, second.network.fc.weight)
     assert type(first.network) is type(build_network(WRN))
+
+
+def test_build_classifier_starts_from_weights_and_their_normalisation(tmp_path):
+    trained = build_classifier(WRN, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)).eval()
+    save_classifier(tmp_path / "s.safetensors", trained)
+    torch.save({"model": trained.network.state_dict()}, tmp_path / "s.pth")
+    images = torch.rand(2, 3, 8, 8)
+    student = build_classifier(WRN, weights=tmp_path / "s.safetensors")
+    assert torch.equal(student.eval()(images), trained(images))
+    assert all(p.requires_grad for p in student.parameters())
+    student = build_classifier(WRN, weights=tmp_path / "s.pth")
+    assert not student.normalises
+    student.normalise_like(trained)
+    assert torch.equal(student.eval()(images), trained(images))
+
+
+def test_arguments_may_stand_beside_the_description():
+    classifier = build_classifier({"_target_": WRN["_target_"]}, num_classes=4, channels=1)
+    assert classifier.num_classes((1, 8, 8)) == 4
+    with pytest.raises(InputError, match="weigths"):
+        build_classifier(WRN, weigths="x.pth")
 
 
 def test_frozen_restores_mode_and_gradients(tiny_classifier):

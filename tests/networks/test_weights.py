@@ -1,5 +1,7 @@
 import json
 import pickle
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,11 @@ from nayer_pl.networks.weights import load_weights, read_weights, save_weights
 def small(width=4):
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Flatten())
+
+
+def randomise(network):
+    for tensor in network.state_dict().values():
+        tensor.copy_(torch.rand(tensor.shape) if tensor.is_floating_point() else tensor + 7)
 
 
 def same(first, second):
@@ -60,14 +67,136 @@ def test_round_trip_keeps_every_bit_and_the_metadata(tmp_path):
     assert same(network.state_dict(), other.state_dict())
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}])
-@pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
-def test_torch_files_load_bare_or_wrapped(tmp_path, wrap, suffix):
+def prefixed(state, prefix):
+    return {prefix + key: value for key, value in state.items()}
+
+
+# How training scripts, Lightning, DDP and torch.compile leave a network in a file.
+WRAPPINGS = {
+    "bare": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3, "best": 0.5},
+    "model": lambda s: {"model": s, "args": {"lr": 0.1}},
+    "model_state_dict": lambda s: {"epoch": 3, "model_state_dict": s},
+    "net": lambda s: {"net": s, "acc": torch.tensor(0.5)},
+    "ddp": lambda s: {"state_dict": prefixed(s, "module.")},
+    "ddp, bare": lambda s: prefixed(s, "module."),
+    "compiled": lambda s: prefixed(s, "_orig_mod."),
+    "compiled in ddp": lambda s: {"model": prefixed(s, "module._orig_mod.")},
+    "lightning": lambda s: {
+        "state_dict": prefixed(s, "model.") | {"val_accuracy.correct": torch.tensor(3)},
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.zeros(4, 3, 3, 3)}}}],
+    },
+    "a student of this package": lambda s: {
+        "state_dict": prefixed(s, "student.network.") | {"generator.0.weight": torch.zeros(2, 2)}
+    },
+    "an optimizer that names what it moves": lambda s: {
+        "state_dict": s,
+        "optimizer": {"0.weight": torch.ones(4, 3, 3, 3)},
+    },
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=list(WRAPPINGS))
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
+def test_torch_files_load_in_any_wrapping(tmp_path, wrap, suffix):
+    trained, network = small(), small()
+    randomise(trained)
+    torch.save(wrap(trained.state_dict()), tmp_path / f"w{suffix}")
+    assert load_weights(network, tmp_path / f"w{suffix}") == {}
+    assert same(network.state_dict(), trained.state_dict())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "student.network."])
+def test_safetensors_load_under_any_prefix(tmp_path, prefix):
+    trained, network = small(), small()
+    randomise(trained)
+    save_file(prefixed(trained.state_dict(), prefix), tmp_path / "w.safetensors")
+    load_weights(network, tmp_path / "w.safetensors")
+    assert same(network.state_dict(), trained.state_dict())
+
+
+def two_networks(path, other=None):
+    teacher, student = small(), other or small()
+    randomise(teacher)
+    randomise(student)
+    torch.save(
+        {
+            "state_dict": prefixed(teacher.state_dict(), "teacher.")
+            | prefixed(student.state_dict(), "student.network.")
+        },
+        path,
+    )
+    return teacher, student
+
+
+def test_two_networks_that_fit_are_listed_and_one_is_asked_for(tmp_path):
+    teacher, student = two_networks(tmp_path / "w.ckpt")
     network = small()
-    torch.save(wrap(network.state_dict()), tmp_path / f"w{suffix}")
-    state, facts = read_weights(tmp_path / f"w{suffix}")
-    assert same(state, network.state_dict())
-    assert facts == {}
+    with pytest.raises(InputError, match=r"prefix=") as caught:
+        load_weights(network, tmp_path / "w.ckpt")
+    assert "'state_dict.teacher.'" in str(caught.value)
+    assert "'state_dict.student.network.'" in str(caught.value)
+    load_weights(network, tmp_path / "w.ckpt", prefix="state_dict.teacher.")
+    assert same(network.state_dict(), teacher.state_dict())
+    load_weights(network, tmp_path / "w.ckpt", prefix="state_dict.student.network")
+    assert same(network.state_dict(), student.state_dict())
+
+
+@pytest.mark.parametrize("name", ["ema", "model_ema"])
+def test_averaged_weights_beside_the_plain_ones_are_not_chosen_silently(tmp_path, name):
+    state = small().state_dict()
+    torch.save({"model": state, name: state}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=f"'model.'.*'{name}.'"):
+        load_weights(small(), tmp_path / "w.pth")
+    torch.save(state | prefixed(state, f"{name}."), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=f"''.*'{name}.'"):
+        load_weights(small(), tmp_path / "w.pth")
+
+
+def test_of_two_networks_with_the_same_names_the_one_of_the_right_width_is_taken(tmp_path):
+    _, student = two_networks(tmp_path / "w.ckpt", other=small(width=6))
+    network = small(width=6)
+    load_weights(network, tmp_path / "w.ckpt")
+    assert same(network.state_dict(), student.state_dict())
+
+
+def test_a_part_of_a_bigger_network_is_not_taken_for_the_whole(tmp_path):
+    # A ResNet-34 has every key of a ResNet-18, in the same shape.
+    bigger = nn.Sequential(*small(), nn.Conv2d(4, 4, 3))
+    torch.save({"state_dict": prefixed(bigger.state_dict(), "module.")}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"under 'state_dict\.module\.'.*unexpected: 3\.weight"):
+        load_weights(small(), tmp_path / "w.pth")
+
+
+def test_files_of_old_that_do_not_count_batches_load(tmp_path):
+    state = small().state_dict()
+    del state["1.num_batches_tracked"]
+    state["1.running_mean"] += 1
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    network = small()
+    load_weights(network, tmp_path / "w.pth")
+    assert same({**state, "1.num_batches_tracked": torch.tensor(0)}, network.state_dict())
+
+
+def test_a_prefix_that_is_not_there_is_named(tmp_path):
+    torch.save({"state_dict": small().state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"under 'ema\.'.*missing: 0\.weight"):
+        load_weights(small(), tmp_path / "w.pth", prefix="ema")
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": prefixed(s, "module.")}])
+def test_another_number_of_classes_is_said_in_words(tmp_path, wrap):
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    torch.save(wrap(nn.Sequential(*body, nn.Linear(4, 100)).state_dict()), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"last layer \(2\) has 100 outputs, 10 are wanted"):
+        load_weights(nn.Sequential(*body, nn.Linear(4, 10)), tmp_path / "w.pth")
+
+
+def test_another_width_inside_is_not_called_another_number_of_classes(tmp_path):
+    save_file(small(width=5).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(InputError) as caught:
+        load_weights(small(), tmp_path / "w.safetensors")
+    assert "0.weight ((5, 3, 3, 3) instead of (4, 3, 3, 3))" in str(caught.value)
 
 
 def test_misfit_names_missing_unexpected_and_mismatched_keys(tmp_path):
@@ -166,6 +295,41 @@ def test_the_payload_of_the_test_above_is_live(tmp_path):
     torch.save(Payload(tmp_path / "marker"), tmp_path / "w.pth")
     torch.load(tmp_path / "w.pth", weights_only=False)
     assert (tmp_path / "marker").exists()
+
+
+class Whole(nn.Sequential):
+    """A network that is pickled as an object, as `torch.save(model)` does."""
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: {"net": net, "epoch": 3}])
+def test_a_whole_pickled_network_loads_if_its_code_is_trusted(tmp_path, wrap, monkeypatch):
+    # Unpickling imports the class from its module.
+    monkeypatch.setitem(sys.modules, "my_networks", types.ModuleType("my_networks"))
+    monkeypatch.setattr(Whole, "__module__", "my_networks")
+    sys.modules["my_networks"].Whole = Whole
+    trained, network = Whole(*small()), small()
+    randomise(trained)
+    torch.save(wrap(trained), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"could run code.*trust_code=true"):
+        load_weights(network, tmp_path / "w.pth")
+    load_weights(network, tmp_path / "w.pth", trust_code=True)
+    assert same(network.state_dict(), trained.state_dict())
+
+
+def test_trusted_code_does_run(tmp_path):
+    marker = tmp_path / "marker"
+    torch.save({"state_dict": small().state_dict(), "extra": Payload(marker)}, tmp_path / "w.pth")
+    with pytest.raises(InputError):
+        load_weights(small(), tmp_path / "w.pth")
+    assert not marker.exists()
+    load_weights(small(), tmp_path / "w.pth", trust_code=True)
+    assert marker.exists()
+
+
+def test_a_damaged_file_stays_an_input_error_when_it_is_trusted(tmp_path):
+    (tmp_path / "w.pth").write_text("hello")
+    with pytest.raises(InputError, match="damaged"):
+        read_weights(tmp_path / "w.pth", trust_code=True)
 
 
 def test_crash_while_saving_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -60,6 +60,8 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
         ) from error
     try:
         network = build(**arguments)
+    except InputError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"'{target}' cannot be built from {arguments}: {error}.") from error
     if not isinstance(network, nn.Module):

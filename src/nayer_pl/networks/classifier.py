@@ -1,7 +1,9 @@
 """A network together with its normalisation: images in [0, 1] in, logits out."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,9 @@ from torch import Tensor, nn
 
 from nayer_pl.errors import InputError
 from nayer_pl.networks.architecture import build_network
+from nayer_pl.networks.weights import load_weights
+
+log = logging.getLogger(__name__)
 
 
 class Classifier(nn.Module):
@@ -17,28 +22,50 @@ class Classifier(nn.Module):
     Args:
         network: images [B, C, H, W] -> logits [B, num_classes].
         mean: per-channel mean, one value or C.
-        std: per-channel standard deviation, one value or C.
+        std: per-channel standard deviation, one value or C. Neither of them leaves the choice to
+            `normalise_like`; images cannot be classified before.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor | None
+    std: Tensor | None
 
     def __init__(
-        self, network: nn.Module, mean: Sequence[float] = (0.5,), std: Sequence[float] = (0.5,)
+        self,
+        network: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            raise InputError(
-                f"mean {list(mean)} and std {list(std)} must be as many values, std above zero."
-            )
         self.network = network
         # Not part of the state: weight files keep the network's own keys, in every layout.
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", None, persistent=False)
+        self.register_buffer("std", None, persistent=False)
+        if mean is None and std is None:
+            return
+        if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
+            raise InputError(f"mean {mean} and std {std} must be as many values, std above zero.")
+        self.mean = torch.tensor(mean).float().view(1, -1, 1, 1)
+        self.std = torch.tensor(std).float().view(1, -1, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0, 1], [B, C, H, W] -> logits [B, num_classes]."""
+        if self.mean is None or self.std is None:
+            raise InputError(
+                "This classifier does not know how its images are normalised; give it mean and "
+                "std, or another classifier's by normalise_like."
+            )
         return self.network((images - self.mean) / self.std)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether it has a normalisation."""
+        return self.mean is not None
+
+    def normalise_like(self, other: "Classifier") -> None:
+        """Take over another classifier's normalisation; a student's is its teacher's."""
+        if other.mean is None or other.std is None:
+            raise InputError("The other classifier has no normalisation; give it mean and std.")
+        self.mean, self.std = other.mean.clone(), other.std.clone()
 
     @property
     def description(self) -> dict[str, Any] | None:
@@ -46,11 +73,14 @@ class Classifier(nn.Module):
         architecture = getattr(self.network, "architecture", None)
         if architecture is None:
             return None
-        return {
-            "architecture": architecture,
-            "mean": self.mean.flatten().tolist(),
-            "std": self.std.flatten().tolist(),
-        }
+        return {"architecture": architecture, **self.normalisation}
+
+    @property
+    def normalisation(self) -> dict[str, list[float]]:
+        """`mean` and `std` as plain values; empty without them."""
+        if self.mean is None or self.std is None:
+            return {}
+        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
 
     @torch.no_grad()
     def num_classes(self, image_shape: Sequence[int]) -> int:
@@ -60,10 +90,13 @@ class Classifier(nn.Module):
             InputError: the network does not take images of this shape.
         """
         modes = [(module, module.training) for module in self.modules()]
+        net = self if self.normalises else self.network
         try:
-            image = torch.full((1, *image_shape), 0.5, device=self.mean.device)
-            return int(self.eval()(image).shape[1])
-        except (RuntimeError, IndexError) as error:
+            device = next((p.device for p in self.parameters()), None)
+            image = torch.full((1, *image_shape), 0.5, device=device)
+            self.eval()
+            return int(net(image).shape[1])
+        except (RuntimeError, IndexError, ValueError, AssertionError) as error:
             name = type(self.network).__name__
             raise InputError(
                 f"{name} does not take images of shape {tuple(image_shape)}: {error}"
@@ -79,11 +112,55 @@ class Classifier(nn.Module):
 
 def build_classifier(
     architecture: Mapping[str, Any],
-    mean: Sequence[float] = (0.5,),
-    std: Sequence[float] = (0.5,),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    weights: str | Path | None = None,
+    prefix: str | None = None,
+    trust_code: bool = False,
+    **arguments: Any,
 ) -> Classifier:
-    """Build a `Classifier` with fresh weights from a description of its network."""
-    return Classifier(build_network(architecture), mean, std)
+    """Build a `Classifier` from a description of its network.
+
+    Args:
+        architecture: `_target_` and arguments of the network.
+        mean, std: its normalisation. Weights that know the one they were trained with win: a file
+            of this package, or weights that the builder fetched (its network's `normalisation`)
+            where nothing is given.
+        weights: a file to start from; without one the network is as its builder leaves it.
+        prefix: what stands before the network's keys in that file; None finds it.
+        trust_code: open a file that runs code when it is opened.
+        arguments: more arguments of the network, by name.
+
+    Raises:
+        InputError: the network cannot be built, or the weights do not fit it.
+    """
+    description = {**architecture, **arguments}
+    if weights is not None and "pretrained" in description:
+        description["pretrained"] = False  # nothing is fetched only to be replaced
+    network = build_network(description)
+    facts = {} if weights is None else load_weights(network, weights, prefix, trust_code)
+    given, carried = Classifier(network, mean, std), facts.get("classifier")
+    if isinstance(carried, Mapping) and {"mean", "std"} <= carried.keys():
+        own = Classifier(network, carried["mean"], carried["std"])
+        if given.normalises and not _alike(given.normalisation, own.normalisation):
+            log.warning(
+                "'%s' was trained with mean %s and std %s; these are used, not %s and %s.",
+                weights, carried["mean"], carried["std"], mean, std,
+            )  # fmt: skip
+        return own
+    fetched = getattr(network, "normalisation", None)
+    if not given.normalises and isinstance(fetched, Mapping):
+        given = Classifier(network, **fetched)
+    return given
+
+
+def _alike(first: Mapping[str, list[float]], second: Mapping[str, list[float]]) -> bool:
+    """Whether two normalisations are the same; one value stands for every channel."""
+    channels = max(len(first["mean"]), len(second["mean"]))
+    return all(
+        first[key] * (channels // len(first[key])) == second[key] * (channels // len(second[key]))
+        for key in ("mean", "std")
+    )
 
 
 @contextmanager

@@ -1,57 +1,57 @@
 """The teacher: trained weights in a frozen classifier that carries its normalisation."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nayer_pl.errors import InputError
-from nayer_pl.networks.architecture import build_network
-from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.weights import load_weights
-
-log = logging.getLogger(__name__)
+from nayer_pl.networks.architecture import BUILDERS
+from nayer_pl.networks.classifier import Classifier, build_classifier
 
 
 def load_teacher(
     architecture: Mapping[str, Any],
-    weights: str | Path,
-    mean: Sequence[float] = (0.5,),
-    std: Sequence[float] = (0.5,),
+    weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     trained_by: str | None = None,
+    prefix: str | None = None,
+    trust_code: bool = False,
+    **arguments: Any,
 ) -> Classifier:
     """Build the teacher, load its weights and freeze it.
 
     Args:
         architecture: `_target_` and arguments of its network.
-        weights: a `.safetensors`, `.pth` or `.ckpt` file.
-        mean, std: the normalisation it was trained with. A file written by this package knows
-            its own, and that one is taken.
+        weights: a `.safetensors`, `.pth`, `.pt` or `.ckpt` file; None where the builder returns a
+            trained network.
+        mean, std: the normalisation it was trained with, for weights that do not know it (see
+            `build_classifier`).
         trained_by: overrides for `train.py` that would make the file, for the error message.
+        prefix: what stands before the network's keys in the file; None finds it.
+        trust_code: open a file that runs code when it is opened.
+        arguments: more arguments of the network, by name.
 
     Raises:
-        InputError: no such file (with the command that trains it), or weights that do not fit.
+        InputError: no such file (with the command that trains it), weights that do not fit, or a
+            normalisation that nobody knows.
     """
-    weights = Path(weights)
-    if not weights.is_file():
+    if weights is not None and not Path(weights).is_file():
         hint = f", or train them: python train.py {trained_by}" if trained_by else ""
         raise InputError(
             f"The teacher's weights are not at '{weights}'; give their path as "
             f"teacher.weights=PATH{hint}"
         )
-    network = build_network(architecture)
-    carried = load_weights(network, weights).get("classifier")
-    teacher = Classifier(network, mean, std)
-    if isinstance(carried, Mapping) and {"mean", "std"} <= carried.keys():
-        given, teacher = teacher, Classifier(network, carried["mean"], carried["std"])
-        same = torch.equal(*torch.broadcast_tensors(given.mean, teacher.mean)) and torch.equal(
-            *torch.broadcast_tensors(given.std, teacher.std)
+    description = {**architecture, **arguments}
+    ours = description.get("_target_") in BUILDERS  # born untrained
+    if weights is None and not description.get("pretrained", not ours):
+        raise InputError(
+            "An untrained teacher has nothing to teach; give its weights as teacher.weights=PATH."
         )
-        if not same:
-            log.warning(
-                "'%s' was trained with mean %s and std %s; these are used, not %s and %s.",
-                weights, carried["mean"], carried["std"], list(mean), list(std),
-            )  # fmt: skip
+    teacher = build_classifier(description, mean, std, weights, prefix, trust_code)
+    if not teacher.normalises:
+        raise InputError(
+            "These weights do not say how the teacher's images were normalised; give the "
+            "per-channel values it was trained with as teacher.mean=[...] and teacher.std=[...]."
+        )
     return teacher.freeze()

@@ -1,9 +1,10 @@
-"""Weight files: read without running their code, fitted with clear errors, written atomically."""
+"""Weight files: read without running code, found in any wrapping, fitted, written atomically."""
 
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,21 @@ from torch import Tensor, nn
 from nayer_pl.errors import InputError
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a state dict and its metadata.
+def read_weights(
+    path: str | Path, trust_code: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read every tensor of a file, and its metadata.
 
-    `.safetensors` files carry metadata as JSON; anything else is opened by `torch.load` with
-    `weights_only=True`, which runs no code of the file, and may wrap its tensors in `state_dict`.
+    `.safetensors` files carry metadata as JSON. Anything else is opened by `torch.load` and may
+    nest its tensors in dictionaries, whose keys are joined by dots: `state_dict.fc.weight`.
+
+    Args:
+        path: the file.
+        trust_code: open pickles that hold more than tensors, such as a whole `nn.Module`, which
+            can run any code; without it, nothing of the file runs.
 
     Raises:
-        InputError: the file is damaged, or is not a file of tensors.
+        InputError: the file is damaged, holds no tensors, or would run code.
     """
     path = Path(path)
     try:
@@ -31,48 +39,123 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 metadata = file.metadata() or {}
                 facts = {key: _fact(metadata[key]) for key in metadata if key != "format"}
                 return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=not trust_code)
     except FileNotFoundError as error:
         raise InputError(f"There is no weight file '{path}'.") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"'{path}' is damaged, or holds more than tensors, and loading that could run code; "
-            "save its state_dict alone (as .safetensors or .pth) and give that file."
-        ) from error
     except Exception as error:  # a damaged pickle can raise anything
+        if isinstance(error, pickle.UnpicklingError) and not trust_code:
+            raise InputError(
+                f"'{path}' is damaged, or holds more than tensors, and loading that could run "
+                "code; give a file of its state_dict alone, or, if you trust who made this one, "
+                "set trust_code=true (teacher.trust_code=true on the command line)."
+            ) from error
         raise InputError(f"'{path}' is damaged or not a file of weights: {error}") from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = dict(_tensors(content))
     if not tensors:
         raise InputError(f"'{path}' holds no state dict (names to tensors).")
     return tensors, {}
 
 
-def load_weights(network: nn.Module, path: str | Path) -> dict[str, Any]:
+def _tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}{key}", value
+            else:
+                yield from _tensors(value, f"{prefix}{key}.")
+
+
+def load_weights(
+    network: nn.Module, path: str | Path, prefix: str | None = None, trust_code: bool = False
+) -> dict[str, Any]:
     """Load the weights in `path` into `network`, all of them, and return the file's metadata.
 
+    Args:
+        network: what the weights are for.
+        path: see `read_weights`.
+        prefix: what stands before the network's own keys in the file, such as
+            `state_dict.student.network.`; None finds it. Whatever lies elsewhere is left alone.
+        trust_code: see `read_weights`.
+
     Raises:
-        InputError: keys or shapes differ; the message names the first of each kind.
+        InputError: several networks of the file fit, or none does: keys or shapes differ, and the
+            message names the first of each kind.
     """
-    state, metadata = read_weights(path)
+    state, metadata = read_weights(path, trust_code)
     wanted = network.state_dict()
-    problems = {
-        "missing": [key for key in wanted if key not in state],
-        "unexpected": [key for key in state if key not in wanted],
-        "of another shape": [
-            f"{key} ({tuple(state[key].shape)} instead of {tuple(wanted[key].shape)})"
-            for key in wanted
-            if key in state and state[key].shape != wanted[key].shape
-        ],
-    }
-    if any(problems.values()):
-        found = "; ".join(f"{kind}: {_first(keys)}" for kind, keys in problems.items() if keys)
+    if prefix is None:
+        prefix = _find_prefix(state, wanted, path)
+    elif prefix and not prefix.endswith("."):
+        prefix += "."
+    part = _part(state, wanted, prefix)
+    misfit = _misfit(part, wanted)
+    if misfit:
+        where = f" under '{prefix}'" if prefix else ""
         raise InputError(
-            f"The weights in '{path}' do not fit {type(network).__name__} ({found}); choose the "
-            "architecture and the number of classes that they were trained with."
+            f"The weights in '{path}'{where} do not fit {type(network).__name__} ({misfit}); "
+            "choose the architecture and the number of classes that they were trained with."
         )
-    network.load_state_dict(state)
+    network.load_state_dict(part)
     return metadata
+
+
+def _find_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Any) -> str:
+    """What stands before the keys of the one network in the file that has all that is wanted.
+
+    If there is none, of the one that has the most of it.
+    """
+    shared: Counter[str] = Counter()
+    for key in state:
+        words = key.split(".")
+        for i in range(len(words)):
+            if ".".join(words[i:]) in wanted:
+                shared[".".join([*words[:i], ""])] += 1
+    fitting = [prefix for prefix in shared if _fits(_part(state, wanted, prefix), wanted)]
+    if len(fitting) > 1:
+        raise InputError(
+            f"'{path}' holds several networks that fit, under {' and '.join(map(repr, fitting))}; "
+            "say which by prefix= (teacher.prefix= on the command line)."
+        )
+    most = [prefix for prefix, _ in shared.most_common(1)]
+    return (fitting or most or [""])[0]
+
+
+def _part(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], prefix: str
+) -> dict[str, Tensor]:
+    """What is under `prefix`, without it."""
+    # Files from before PyTorch 0.4.1 do not count batches, and a trained network need not.
+    counters = {key: wanted[key] for key in wanted if key.endswith("num_batches_tracked")}
+    under = [key for key in state if key.startswith(prefix)]
+    return counters | {key.removeprefix(prefix): state[key] for key in under}
+
+
+def _fits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    return all(key in state and state[key].shape == wanted[key].shape for key in wanted)
+
+
+def _misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What is wrong with `state`, in words; nothing if it fits."""
+    shapes = {
+        key: (tuple(state[key].shape), tuple(wanted[key].shape)) for key in wanted if key in state
+    }
+    shapes = {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    # Another number of outputs in any layer but the last would change the layers after it.
+    layers = {key.rpartition(".")[0] for key in shapes}
+    if not missing and not unexpected and len(layers) == 1:
+        found, right = next(iter(shapes.values()))
+        if found[1:] == right[1:] and len(found) == len(right) > 0:
+            return (
+                f"the file's last layer ({layers.pop()}) has {found[0]} outputs, {right[0]} are "
+                "wanted"
+            )
+    reshaped = [f"{key} ({found} instead of {right})" for key, (found, right) in shapes.items()]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    return "; ".join(f"{kind}: {_first(keys)}" for kind, keys in problems.items() if keys)
 
 
 def _first(keys: list[str], shown: int = 3) -> str:
