@@ -1,10 +1,9 @@
 from pathlib import Path
 
 import pytest
-from hydra.utils import instantiate
 
 from nayer_pl import InputError, NoisyLayer, Plan
-from nayer_pl.run import build
+from nayer_pl.run import build, name_classes
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -27,9 +26,12 @@ def test_every_group_of_the_defaults_has_options():
 
 
 @pytest.mark.parametrize("data", options("data"))
-def test_every_data_set_composes_and_builds(config, data):
-    cfg = config(f"data={data}")
-    assert len(instantiate(cfg.class_names)) == cfg.data.num_classes
+def test_every_data_set_composes_and_builds(config, data, tmp_path):
+    for name in ("cat", "dog"):  # what data=folder needs to know its classes
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+    cfg = config(f"data={data}", *(["data.path=pictures"] if data == "folder" else []))
+    name_classes(cfg)
+    assert len(cfg.class_names) == len(set(cfg.class_names)) == cfg.data.num_classes
     datamodule = build(cfg.datamodule)
     assert datamodule.image_shape == tuple(cfg.data.image_shape)
     assert len(cfg.data.mean) == len(cfg.data.std) == cfg.data.image_shape[0]

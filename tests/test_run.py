@@ -144,9 +144,9 @@ def test_a_trained_teacher_is_not_replaced(config):
     ("override", "message"),
     [
         ("plan.round_size=9", r"smaller than the number of classes \(10\)"),
-        ("data.class_names=[zero,one]", "2 class names, but the teacher has 10 outputs"),
+        ("data.class_names=[zero,one]", "2 class names, but the data set has 10 classes"),
         ("data.class_names=letters", "No class names of 'letters'"),
-        ("text_encoder.prompts=['no name here']", "must contain {name}"),
+        ("prompts=['no name here']", "must contain {name}"),
         ("data.image_shape=[1,18,18]", "divisible by 4"),
         ("teacher.architecture._target_=nayer_pl.networks.wrn40_1", "missing: block1.layer.2"),
         ("student.architecture._target_=nayer_pl.networks.resnet19", "no network"),

@@ -1,13 +1,20 @@
 """Data-free knowledge distillation in PyTorch Lightning."""
 
 from nayer_pl.augmentation import Augmentation
-from nayer_pl.data import Digits, HubImages, RealDataModule, class_names
+from nayer_pl.data import Digits, FolderImages, HubImages, RealDataModule, class_names
 from nayer_pl.errors import DivergenceError, InputError, NayerError
 from nayer_pl.export import load_classifier, save_classifier
 from nayer_pl.memory import BankOptions, MemoryBank, Plan, SyntheticDataModule
 from nayer_pl.methods import NAYER, DataFreeDistillation, Supervised
 from nayer_pl.networks import Classifier, build_classifier, load_teacher
-from nayer_pl.synthesis import EmbeddingFile, Generator, LabelText, NoisyLayer, TextEncoder
+from nayer_pl.synthesis import (
+    DeepGenerator,
+    EmbeddingFile,
+    Generator,
+    LabelText,
+    NoisyLayer,
+    TextEncoder,
+)
 
 __all__ = [
     "NAYER",
@@ -15,9 +22,11 @@ __all__ = [
     "BankOptions",
     "Classifier",
     "DataFreeDistillation",
+    "DeepGenerator",
     "Digits",
     "DivergenceError",
     "EmbeddingFile",
+    "FolderImages",
     "Generator",
     "HubImages",
     "InputError",

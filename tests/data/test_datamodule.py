@@ -1,10 +1,14 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from PIL import Image
 from torch import nn
 
-from nayer_pl import RealDataModule
-from nayer_pl.data import ImageSet, in_batches
+from nayer_pl import InputError, RealDataModule
+from nayer_pl.data import ImageSet, ImageStream
+from nayer_pl.data.pictures import Decoder
 
 COUNTS = {"train": 53, "evaluation": 31}
 
@@ -105,7 +109,7 @@ def test_validation_is_complete_in_order_and_not_augmented(tmp_path):
     witness = fit(data, tmp_path, epochs=2)
     assert len(witness.validations) == 2
     for batches in witness.validations:
-        assert [len(labels) for _, labels in batches] == [10, 10, 10, 1]
+        assert [len(labels) for _, labels in batches] == [8, 8, 8, 7]
         assert seen(batches) == list(range(31))
         for images, labels in batches:
             assert torch.equal(images[:, 0, 0, 0], labels / 255)
@@ -129,8 +133,82 @@ def test_each_split_is_decoded_once(tmp_path):
     assert data.max_epochs == 7
 
 
-@pytest.mark.parametrize(("shuffle", "batches"), [(True, 2), (False, 3)])
-def test_only_shuffled_batches_drop_the_incomplete_last_one(shuffle, batches):
-    images = ImageSet(torch.zeros(11, 1, 2, 2, dtype=torch.uint8), torch.arange(11))
-    loader = in_batches(images, 4, shuffle=shuffle)
-    assert len(loader) == len(list(loader)) == batches
+def on_rank(rank, world, epoch=0, **options):
+    """A module as one of several processes has it."""
+    data = RealDataModule(Numbered(), **options)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, current_epoch=epoch)
+    data.setup("fit")
+    return data
+
+
+def test_batch_size_is_the_total_over_all_ranks():
+    alone = [sorted(seen([batch])) for batch in on_rank(0, 1, batch_size=12).train_dataloader()]
+    shared = [list(on_rank(rank, 3, batch_size=12).train_dataloader()) for rank in range(3)]
+    assert {len(labels) for batches in shared for _, labels in batches} == {4}
+    assert [sorted(seen(parts)) for parts in zip(*shared, strict=True)] == alone
+    assert len(alone) == 53 // 12
+
+
+def test_evaluation_is_shared_out_once_with_as_many_batches_for_all():
+    shared = [
+        list(on_rank(r, 4, batch_size=4, eval_batch_size=5).val_dataloader()) for r in range(4)
+    ]
+    assert len({len(batches) for batches in shared}) == 1
+    assert sorted(label for batches in shared for label in seen(batches)) == list(range(31))
+
+
+def test_order_is_of_the_seed_and_the_epoch():
+    def order(**options):
+        return seen(on_rank(0, 1, batch_size=8, **options).train_dataloader())
+
+    assert order(seed=4, epoch=2) == order(seed=4, epoch=2)
+    assert len({tuple(order(seed=s, epoch=e)) for s in range(3) for e in range(3)}) == 9
+
+
+@pytest.mark.parametrize(("batch", "world", "near"), [(128, 3, "126 or 129"), (2, 3, "choose 3")])
+def test_batch_that_does_not_divide_names_the_nearest_that_do(batch, world, near):
+    with pytest.raises(InputError, match=rf"plan\.batch_size={batch} .*{world} proc.*{near}"):
+        on_rank(0, world, batch_size=batch)
+
+
+def test_labels_are_checked_in_setup():
+    with pytest.raises(InputError, match=r"train split is 52, but data\.num_classes=10"):
+        on_rank(0, 1, num_classes=10)
+    data = RealDataModule(Numbered(), num_classes=30)
+    with pytest.raises(InputError, match="evaluation split is 30"):
+        data.setup("validate")
+
+
+class OnDisk(Numbered):
+    """The same, as PNG files; file 20 of the training split is damaged."""
+
+    def __init__(self, folder, corrupt):
+        super().__init__()
+        self.folder, self.corrupt = folder, corrupt
+
+    def load(self, split):
+        images, labels = super().load(split)
+        files = [self.folder / f"{split}{i}.png" for i in range(len(labels))]
+        for file, image in zip(files, images, strict=True):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+        if split == "train":
+            files[20].write_bytes(files[20].read_bytes()[:45])
+        encoded = [(file.name, str(file)) for file in files]
+        return ImageStream(encoded, labels, Decoder((3, 4, 4)), self.corrupt, workers=2)
+
+
+def test_training_goes_on_without_a_damaged_file(tmp_path, caplog):
+    data = RealDataModule(OnDisk(tmp_path, "skip"), batch_size=53, eval_batch_size=10)
+    witness = fit(data, tmp_path, epochs=2)
+    for batches in witness.epochs:
+        assert sorted(seen(batches)) == [i for i in range(53) if i != 20]
+        for images, labels in batches:
+            assert torch.equal(images[:, 0, 0, 0], labels / 255)
+    assert seen(witness.validations[0]) == list(range(31))
+    assert caplog.text.count("train20.png") == 1
+    assert caplog.text.count("1 of 53 images are left out") == 1
+
+
+def test_a_worker_that_meets_a_damaged_file_stops_the_run_with_its_name(tmp_path):
+    with pytest.raises(InputError, match=r"^This image cannot be read: train20.png"):
+        fit(RealDataModule(OnDisk(tmp_path, "stop"), batch_size=8), tmp_path)

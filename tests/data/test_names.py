@@ -1,20 +1,36 @@
+import os
+import re
 from pathlib import Path
 
 import datasets
 import pytest
 
-from nayer_pl import InputError, class_names
+from nayer_pl import Digits, HubImages, InputError, class_names
 
-SHARED = Path(__file__).parents[3] / "shared/data"
+SHARED = Path(os.environ.get("NAYER_PL_TEST_DATA") or Path(__file__).parents[3] / "shared/data")
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no local data sets here")
-COUNTS = {"cifar10": 10, "fashion_mnist": 10, "cifar100": 100, "tinyimagenet": 200, "digits": 10}
+COUNTS = {
+    "cifar10": 10, "fashion_mnist": 10, "cifar100": 100, "tinyimagenet": 200, "imagenet": 1000,
+    "digits": 10,
+}  # fmt: skip
 
 
-def label_names(folder, monkeypatch, tmp_path):
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    files = str(SHARED / folder / "data/test-*.parquet")
-    test = datasets.load_dataset("parquet", data_files={"test": files}, split="test")
-    return test.features["label"].names
+
+
+def label_names(folder):
+    return HubImages(str(SHARED / folder), (3, 8, 8)).class_names()
+
+
+def lines(file):
+    return (SHARED / file).read_text(encoding="utf-8").splitlines()
+
+
+def first(name):
+    """The first of several synonyms."""
+    return name.split(",")[0].strip()
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -25,34 +41,70 @@ def test_one_name_for_every_class(name):
 
 
 @needs_shared
-def test_cifar10_names_are_those_of_its_labels(monkeypatch, tmp_path):
-    assert class_names("cifar10") == label_names("cifar10", monkeypatch, tmp_path)
+def test_cifar10_names_are_those_of_its_labels():
+    assert class_names("cifar10") == label_names("cifar10")
 
 
 @needs_shared
-def test_fashion_mnist_names_follow_the_order_of_its_labels(monkeypatch, tmp_path):
+def test_fashion_mnist_names_follow_the_order_of_its_labels():
     def letters(text):
         return {"tshirtortop": "tshirttop", "trousers": "trouser"}.get(
             joined := "".join(c for c in text.lower() if c.isalpha()), joined
         )
 
-    labels = label_names("fashion_mnist", monkeypatch, tmp_path)
+    labels = label_names("fashion_mnist")
     assert [*map(letters, class_names("fashion_mnist"))] == [*map(letters, labels)]
 
 
 @needs_shared
 def test_tiny_imagenet_names_follow_its_sorted_labels():
-    lines = (SHARED / "tiny_imagenet/classes.txt").read_text(encoding="utf-8").splitlines()
-    rows = [line.split("\t") for line in lines]
+    rows = [line.split("\t") for line in lines("tiny_imagenet/classes.txt")]
     assert [int(row[0]) for row in rows] == list(range(200))
     assert [row[1] for row in rows] == sorted(row[1] for row in rows)
+    assert [row[1] for row in rows] == label_names("tiny_imagenet")  # what the labels count
     assert class_names("tinyimagenet") == [row[2] for row in rows]
+
+
+def test_tiny_imagenet_is_in_the_order_of_imagenet():
+    # Both count their classes by sorted WordNet identifiers, and Tiny-ImageNet has a part of them.
+    position = {name: i for i, name in enumerate(class_names("imagenet"))}
+    position["crane"] = position["construction crane"]  # n03126707
+    positions = [position[first(name)] for name in class_names("tinyimagenet")]
+    assert positions == sorted(set(positions))
+
+
+@needs_shared
+def test_tiny_imagenet_is_not_in_the_order_of_the_published_text():
+    published = lines("clip_lte/tiny_imagenet_label.txt")
+    ours = class_names("tinyimagenet")
+    assert ours == lines("clip_lte/tiny_imagenet_label_sorted_wnid.txt")
+    assert sorted(published) == sorted(ours)
+    assert sum(a != b for a, b in zip(published, ours, strict=True)) == 189
+
+
+DISTINGUISHED = {
+    134: "crane bird", 517: "construction crane", 264: "Cardigan Welsh corgi", 639: "tank suit"
+}  # fmt: skip
+
+
+@needs_shared
+def test_imagenet_names_are_the_first_synonyms_in_the_order_of_the_labels():
+    published = [first(name) for name in lines("clip_lte/imagenet_label.txt")]
+    small = [name.lower() for name in published]
+    assert all(small.count(small[i]) == 2 for i in DISTINGUISHED)
+    assert class_names("imagenet") == [DISTINGUISHED.get(i, n) for i, n in enumerate(published)]
+
+
+def test_imagenet_names_are_distinct_even_in_small_letters():
+    names = class_names("imagenet")
+    assert len({name.lower() for name in names}) == 1000
+    assert {i: names[i] for i in DISTINGUISHED} == DISTINGUISHED
 
 
 @needs_shared
 def test_cifar100_names_follow_the_official_order():
-    lines = (SHARED / "clip_lte/cifar100_label.txt").read_text(encoding="utf-8").splitlines()
-    assert class_names("cifar100") == [line.replace("_", " ") for line in lines]
+    published = lines("clip_lte/cifar100_label.txt")
+    assert class_names("cifar100") == [line.replace("_", " ") for line in published]
 
 
 def test_digits_are_counted_from_zero():
@@ -65,8 +117,37 @@ def test_given_names_are_taken_as_text():
     assert class_names(("cifar10",)) == ["cifar10"]
 
 
-@pytest.mark.parametrize("name", ["imagenet", "", "cifar10.txt", "../class_names/cifar10"])
+@pytest.mark.parametrize("name", ["imagenet21k", "", "cifar10.txt", "../class_names/cifar10"])
 def test_unknown_data_set_says_which_are_known(name):
     with pytest.raises(InputError) as caught:
         class_names(name)
     assert all(known in str(caught.value) for known in COUNTS)
+
+
+def test_names_can_be_lines_of_a_file(tmp_path):
+    (tmp_path / "names.txt").write_bytes("\ufeffcat\r\n\r\n  sea lion \nüber\n".encode())
+    assert class_names(str(tmp_path / "names.txt")) == ["cat", "sea lion", "über"]
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(InputError, match=re.escape("picture.png' are not UTF-8 text")):
+        class_names(str(tmp_path / "picture.png"))
+
+
+class Named:
+    def class_names(self):
+        return ["yes", "no"]
+
+
+def test_without_names_the_data_set_says_them():
+    assert class_names(None, Named()) == ["yes", "no"]
+    assert class_names(None, Digits()) == class_names("digits")
+    with pytest.raises(InputError, match=r"data\.class_names"):
+        class_names()
+
+
+def test_given_names_do_not_ask_the_data_set():
+    class Unreachable:
+        def class_names(self):
+            raise AssertionError("asked")
+
+    assert class_names("cifar10", Unreachable())[0] == "airplane"
+    assert class_names(["a"], Unreachable()) == ["a"]

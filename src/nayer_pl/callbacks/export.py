@@ -19,7 +19,14 @@ class Export(Callback):
         image_shape: (C, H, W) of the images it takes.
     """
 
-    def __init__(self, path: str | Path, names: Sequence[str], image_shape: Sequence[int]) -> None:
+    def __init__(
+        self, path: str | Path | None, names: Sequence[str], image_shape: Sequence[int]
+    ) -> None:
+        if path is None:
+            raise InputError(
+                "There is no file to write the trained network to; give it as export.path=PATH (for "
+                "a teacher: teacher.weights=PATH)."
+            )
         self.path, self.names, self.image_shape = Path(path), list(names), list(image_shape)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

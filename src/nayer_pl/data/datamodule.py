@@ -1,25 +1,13 @@
-"""Real images for training a teacher: augmented batches of a data set that sits in memory."""
+"""Real images for training a teacher, in augmented batches."""
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    RandomSampler,
-    SequentialSampler,
-    TensorDataset,
-)
 
 from nayer_pl.augmentation import Augmentation
-from nayer_pl.data.images import ImageSet, ImageSource
-
-
-def in_batches(images: ImageSet, batch_size: int, *, shuffle: bool) -> DataLoader:
-    """Yield (images, labels) by indexing whole batches: no per-image work, no worker processes."""
-    dataset = TensorDataset(*images)
-    order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-    return DataLoader(dataset, sampler=BatchSampler(order, batch_size, shuffle), batch_size=None)
+from nayer_pl.data.batches import Batches
+from nayer_pl.data.images import Images, ImageSource, open_split
+from nayer_pl.errors import InputError
 
 
 class RealDataModule(LightningDataModule):
@@ -27,10 +15,12 @@ class RealDataModule(LightningDataModule):
 
     Args:
         source: where they come from.
-        batch_size: images per training step.
+        batch_size: images per training step, over all ranks.
         augmentation: applied to training images, on the device; None for none.
         epochs: how long to train; `run.train` gives it to the trainer.
-        eval_batch_size: images per evaluation step.
+        eval_batch_size: images per evaluation step, on each rank.
+        num_classes: what the labels must be of; None does not check them.
+        seed: of the order of the training images.
     """
 
     def __init__(
@@ -40,30 +30,59 @@ class RealDataModule(LightningDataModule):
         augmentation: Augmentation | None = None,
         epochs: int = 1,
         eval_batch_size: int = 500,
+        num_classes: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.augmentation, self.max_epochs = augmentation, epochs
-        self._train: ImageSet | None = None
-        self._evaluation: ImageSet | None = None
+        self.num_classes, self.seed = num_classes, seed
+        self._train: Images | None = None
+        self._evaluation: Images | None = None
 
     def setup(self, stage: str) -> None:
-        """Decode the splits that this stage needs, once."""
-        if stage == "fit" and self._train is None:
-            self._train = self.source.load("train")
+        """Open the splits that this stage needs, once.
+
+        Raises:
+            InputError: the batch cannot be shared out among the ranks, or a split is not usable.
+        """
+        if stage == "fit":
+            self._check_share()
+            if self.trainer is not None:
+                # Every epoch has an order of its own: the trainer must ask every time.
+                self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+            if self._train is None:
+                self._train = open_split(self.source, "train", self.num_classes)
         if self._evaluation is None:
-            self._evaluation = self.source.load("evaluation")
+            self._evaluation = open_split(self.source, "evaluation", self.num_classes)
 
-    def train_dataloader(self) -> DataLoader:
-        """Shuffled batches, the incomplete last one dropped."""
+    def _check_share(self) -> None:
+        _, world = self._rank()
+        if self.batch_size % world:
+            below = self.batch_size // world * world
+            raise InputError(
+                f"plan.batch_size={self.batch_size} cannot be shared out evenly among {world} "
+                f"processes; choose {f'{below} or ' if below else ''}{below + world}."
+            )
+
+    def _rank(self) -> tuple[int, int]:
+        """Which of how many processes this is."""
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled batches of this epoch, the incomplete last one dropped."""
         assert self._train is not None
-        size = min(self.batch_size, len(self._train.labels))
-        return in_batches(self._train, size, shuffle=True)
+        rank, world = self._rank()
+        share = min(self.batch_size, len(self._train.labels)) // world
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        return Batches(self._train, max(1, share), True, self.seed, epoch, rank, world)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> Batches:
         """The evaluation split in order."""
         assert self._evaluation is not None
-        return in_batches(self._evaluation, self.eval_batch_size, shuffle=False)
+        rank, world = self._rank()
+        return Batches(self._evaluation, self.eval_batch_size, rank=rank, world=world)
 
     def on_after_batch_transfer(self, batch: list[Tensor], _: int) -> tuple[Tensor, Tensor]:
         """Uint8 -> [0, 1], augmented while training."""

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from nayer_pl.data.images import ImageSet, Split
+from nayer_pl.data.names import class_names
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,7 @@ class Digits:
         return ImageSet(
             enlarged.round().to(torch.uint8), torch.from_numpy(halves[2 + which]).long()
         )
+
+    def class_names(self) -> list[str]:
+        """Zero to nine, as words."""
+        return class_names("digits")

@@ -1,10 +1,29 @@
 """What every real data set becomes here: uint8 images and labels, one split at a time."""
 
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from nayer_pl.errors import InputError
+
 Split = Literal["train", "evaluation"]
+
+
+class Images(Protocol):
+    """A split: an `ImageSet` in memory, or an `ImageStream` on disk."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], known without decoding an image."""
+        ...
+
+    def read(self, batches: Sequence[Tensor], key: str = "") -> Iterator[list[Tensor]]:
+        """Yield [images uint8 [B, C, H, W], labels int64 [B]] for each tensor of indices.
+
+        What is random about an image depends on `key` and its index alone.
+        """
+        ...
 
 
 class ImageSet(NamedTuple):
@@ -12,6 +31,11 @@ class ImageSet(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+    def read(self, batches: Sequence[Tensor], key: str = "") -> Iterator[list[Tensor]]:
+        """Index whole batches: no per-image work, no worker processes."""
+        for index in batches:
+            yield [self.images[index], self.labels[index]]
 
 
 class ImageSource(Protocol):
@@ -21,6 +45,37 @@ class ImageSource(Protocol):
     "evaluation" only.
     """
 
-    def load(self, split: Split) -> ImageSet:
-        """Read and decode one split."""
+    def load(self, split: Split) -> Images:
+        """Open one split."""
         ...
+
+    def class_names(self) -> list[str]:
+        """The data set's own names of its classes, in the order of the labels."""
+        ...
+
+
+def open_split(source: ImageSource, split: Split, num_classes: int | None = None) -> Images:
+    """Load a split whose labels are those of `num_classes` classes (None: not checked).
+
+    Raises:
+        InputError: it is empty, or has images without a label or with one that is too large.
+    """
+    images = source.load(split)
+    count = len(images.labels)
+    if not count:
+        raise InputError(f"The {split} split of the data set holds no images.")
+    unlabelled = int((images.labels < 0).sum())
+    if unlabelled:
+        raise InputError(
+            f"{unlabelled:,} of the {count:,} images of the {split} split have no label (-1), as "
+            "in the test splits of some sets on the Hub; use a labelled split, such as "
+            f"data.source.{split}_split=validation."
+        )
+    largest = int(images.labels.max())
+    if num_classes is not None and largest >= num_classes:
+        raise InputError(
+            f"The largest label of the {split} split is {largest}, but data.num_classes="
+            f"{num_classes} stands for labels 0 to {num_classes - 1}; choose the data set that "
+            "belongs to these classes, or correct data.num_classes."
+        )
+    return images

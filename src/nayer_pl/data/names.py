@@ -1,27 +1,48 @@
-"""Class names of well-known data sets, in the order of their labels."""
+"""Class names of a data set, in the order of its labels."""
 
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 
+from nayer_pl.data.images import ImageSource
 from nayer_pl.errors import InputError
 
 
-def class_names(names: str | Sequence[str]) -> list[str]:
-    """Class names of a data set (such as "cifar10") that are known here, or the given list.
+def class_names(
+    names: str | Sequence[str] | None = None, source: ImageSource | None = None
+) -> list[str]:
+    """The names that label text is made of.
+
+    Args:
+        names: a data set that is known here (such as "cifar10"), a list, or a text file with one
+            name on each line; None for what the data set itself says.
+        source: the data set; asked only if `names` is None.
 
     Raises:
-        InputError: no names of such a data set are known here.
+        InputError: no names of such a data set are known here and there is no such file, or the
+            data set says none.
 
     >>> class_names("digits")[:3]
     ['zero', 'one', 'two']
     """
+    if names is None:
+        if source is None:
+            raise InputError("No class names are given: set data.class_names to a list or a file.")
+        return source.class_names()
     if not isinstance(names, str):
         return [str(name) for name in names]
     folder = files("nayer_pl.data") / "class_names"
     known = {path.name[:-4]: path for path in folder.iterdir() if path.name.endswith(".txt")}
-    if names not in known:
+    if names in known:
+        return known[names].read_text(encoding="utf-8").splitlines()
+    if not Path(names).is_file():
         raise InputError(
             f"No class names of '{names}' are known here, only those of "
-            f"{', '.join(sorted(known))}; give others as a list."
+            f"{', '.join(sorted(known))}; give others as a list, or as a file with one on each "
+            "line."
         )
-    return known[names].read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(names).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"The class names in '{names}' are not UTF-8 text.") from error
+    return [line.strip() for line in lines if line.strip()]

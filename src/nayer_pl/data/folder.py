@@ -1,0 +1,134 @@
+"""A folder of picture files, one folder for each class."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nayer_pl.data.images import Split
+from nayer_pl.data.names import class_names
+from nayer_pl.data.source import PictureSource, one_of
+from nayer_pl.data.stream import Encoded
+from nayer_pl.errors import InputError
+
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FolderImages(PictureSource):
+    """`path/train/CLASS/*.png` and `path/test/CLASS/*.png`, or `path/CLASS/*.png` alone.
+
+    The evaluation split may also be called validation, valid or val; a folder without splits is
+    one. Class folders may hold further folders, and files that are no pictures.
+
+    Args:
+        classes: the names of the class folders in the order of their labels (see `class_names`);
+            None for the sorted folders of the training split, or of what there is.
+    """
+
+    classes: str | Sequence[str] | None = None
+
+    def find(self, split: Split) -> tuple[Encoded, Tensor]:
+        """The picture files of a split and their labels.
+
+        Raises:
+            InputError: the folder has another layout, or a class folder that is no class.
+        """
+        root, splits = self._layout()
+        if splits:
+            name = one_of(list(splits), self.split_names(split), "folder")
+            folders = splits[name]
+        elif split == "train" or self.evaluation_split:
+            train, test = self.split_names("train")[0], self.split_names("evaluation")[0]
+            raise InputError(
+                f"'{root}' holds no splits; put training images into '{root}/{train}/CLASS/' and "
+                f"those for evaluation into '{root}/{test}/CLASS/'."
+            )
+        else:
+            folders = subfolders(root)
+        classes = self.class_names()
+        unknown = [folder for folder in folders if folder.name not in classes]
+        if unknown:
+            raise InputError(
+                f"The folder '{unknown[0]}' is none of the {len(classes)} classes "
+                f"({', '.join(classes[:5])}, ...); remove it, or make it a class: by a folder of "
+                "that name among the training images, or in data.source.classes if that is given."
+            )
+        files: list[str] = []
+        labels: list[int] = []
+        for folder in folders:
+            found = pictures_in(folder)
+            files += found
+            labels += [classes.index(folder.name)] * len(found)
+        if not files:
+            raise InputError(f"There are no images in the class folders of '{folders[0].parent}'.")
+        return _Files(files), torch.tensor(labels, dtype=torch.int64)
+
+    def class_names(self) -> list[str]:
+        """The class folders in the order of their labels."""
+        if self.classes is not None:
+            names = class_names(self.classes)
+            if len(set(names)) < len(names):
+                raise InputError("data.source.classes lists a folder twice; list each once.")
+            return names
+        root, splits = self._layout()
+        every = [folder for folders in splits.values() for folder in folders] or subfolders(root)
+        train = [splits[name] for name in self.split_names("train") if name in splits]
+        return sorted({folder.name for folder in (train[0] if train else every)})
+
+    def _layout(self) -> tuple[Path, dict[str, list[Path]]]:
+        """The folder, and the class folders of each split that it has."""
+        if self.path is None:
+            raise InputError("Which images? Set data.path=FOLDER, with one folder for each class.")
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            problem = "is not a folder" if root.exists() else "does not exist"
+            raise InputError(f"'{root}' {problem}; set data.path to a folder of images.")
+        if not subfolders(root):
+            raise InputError(
+                f"'{root}' has no class folders; images are expected as '{root}/CLASS/FILE', or "
+                f"'{root}/train/CLASS/FILE' and '{root}/test/CLASS/FILE'."
+            )
+        names = {*self.split_names("train"), *self.split_names("evaluation")}
+        splits = {folder.name: subfolders(folder) for folder in subfolders(root)}
+        # A folder "train" that holds no folders is a class: pictures of trains.
+        return root, {name: splits[name] for name in splits if name in names and splits[name]}
+
+
+class _Files:
+    """Picture files by name."""
+
+    def __init__(self, files: list[str]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[str, str]:
+        return self.files[i], self.files[i]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted."""
+    return sorted(Path(entry.path) for entry in os.scandir(folder) if _is_shown(entry))
+
+
+def pictures_in(folder: str | Path) -> list[str]:
+    """Picture files at any depth, sorted in each folder."""
+    files: list[str] = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
+            files.append(entry.path)
+        elif _is_shown(entry):
+            files += pictures_in(entry.path)
+    return files
+
+
+def _is_shown(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a folder, neither hidden nor what macOS adds to archives."""
+    return entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))

@@ -1,0 +1,128 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nayer_pl.data.pictures import Decoder
+
+
+def noise(height, width, channels=3, seed=0):
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encode(array, form="PNG", **options):
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, form, **options)
+    return io.BytesIO(out.getvalue())
+
+
+def as_array(image):
+    """[C, H, W] -> [H, W, C]"""
+    return image.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize(
+    ("size", "resized", "corner"),
+    [  # (width, height), what ImageNet's evaluation resizes it to, the corner of the centre
+        ((500, 375), (341, 256), (58, 16)),
+        ((375, 500), (256, 341), (16, 58)),
+        ((301, 300), (256, 256), (16, 16)),
+        ((100, 400), (256, 1024), (16, 400)),
+        ((256, 256), (256, 256), (16, 16)),
+        ((50, 40), (320, 256), (48, 16)),
+    ],
+)
+def test_evaluation_on_imagenet_is_shorter_side_256_centre_224(size, resized, corner):
+    array = noise(size[1], size[0])
+    left, top = corner
+    by_hand = Image.fromarray(array).resize(resized, Image.Resampling.BILINEAR)
+    expected = np.array(by_hand)[top : top + 224, left : left + 224]
+    found = Decoder((3, 224, 224), crop=0.875)(encode(array))
+    np.testing.assert_array_equal(as_array(found), expected)
+
+
+def test_without_a_crop_the_shorter_side_fits_whole():
+    array = noise(40, 100)
+    expected = np.array(Image.fromarray(array).resize((20, 8), Image.Resampling.BILINEAR))
+    found = Decoder((3, 8, 8))(encode(array))
+    np.testing.assert_array_equal(as_array(found), expected[:, 6:14])
+
+
+def test_wanted_shape_need_not_be_square():
+    array = noise(30, 30)
+    expected = np.array(Image.fromarray(array).resize((20, 20), Image.Resampling.BILINEAR))
+    found = Decoder((3, 10, 20))(encode(array))
+    np.testing.assert_array_equal(as_array(found), expected[5:15])
+    assert Decoder((1, 20, 10))(encode(array)).shape == (1, 20, 10)
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.5])
+def test_picture_of_the_wanted_size_is_untouched(crop):
+    array = noise(9, 7)
+    np.testing.assert_array_equal(as_array(Decoder((3, 9, 7), crop)(encode(array))), array)
+
+
+def test_grey_becomes_rgb_and_rgb_its_luminance():
+    grey, colour = noise(6, 6, channels=1), noise(6, 6)
+    found = as_array(Decoder((3, 6, 6))(encode(grey)))
+    np.testing.assert_array_equal(found, np.stack([grey] * 3, axis=-1))
+    luminance = colour @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
+    assert np.abs(Decoder((1, 6, 6))(encode(colour))[0].numpy() - luminance).max() <= 1
+
+
+def test_pictures_are_turned_upright_as_their_camera_says():
+    array = noise(6, 6)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top row is the picture's right side
+    found = as_array(Decoder((3, 6, 6))(encode(array, exif=exif)))
+    np.testing.assert_array_equal(found, np.rot90(array, -1))
+
+
+SIZES = [(200, 200), (240, 160), (120, 250)]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_random_crops_have_the_published_areas_and_ratios(width, height):
+    # Red is the column and green the row, so every pixel tells where it was taken from.
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    picture = np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8)
+    areas, lefts = [], []
+    for i in range(200):
+        crop = as_array(Decoder((3, 16, 16), random=True)(encode(picture), f"{i}")).astype(float)
+        # Inside, where no edge is near, pixel centres are a step apart.
+        wide = (crop[8, 13, 0] - crop[8, 2, 0]) / 11 * 16
+        tall = (crop[13, 8, 1] - crop[2, 8, 1]) / 11 * 16
+        areas.append(wide * tall / (width * height))
+        lefts.append((crop[8, 2, 0] - 2.5 * wide / 16 + 0.5) / (width - wide + 1e-6))
+        assert 3 / 4 * 0.9 < wide / tall < 4 / 3 * 1.1
+        assert 0.08 * 0.85 < areas[-1] < 1.03
+    assert min(areas) < 0.15
+    assert max(areas) > 0.65 * min(width / height, height / width) ** 0.5
+    assert np.std(areas) > 0.12
+    assert 0.3 < np.median(lefts) < 0.7
+
+
+def test_random_crop_depends_on_its_key_alone():
+    decoder, picture = Decoder((3, 8, 8), random=True), noise(40, 40)
+    torch.manual_seed(0)
+    first = decoder(encode(picture), "0 1 7")
+    torch.manual_seed(1)
+    assert torch.equal(first, decoder(encode(picture), "0 1 7"))
+    others = [decoder(encode(picture), key) for key in ("0 1 8", "0 2 7", "1 1 7")]
+    assert not any(torch.equal(first, other) for other in others)
+
+
+def test_hopelessly_long_picture_is_cropped_at_its_centre():
+    picture = noise(4, 400)
+    expected = Decoder((3, 4, 4))(encode(picture))
+    assert torch.equal(Decoder((3, 4, 4), random=True)(encode(picture), "x"), expected)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_truncated_picture_is_not_half_a_picture(form):
+    content = encode(noise(64, 64), form).getvalue()
+    with pytest.raises((OSError, SyntaxError)):
+        Decoder((3, 64, 64))(io.BytesIO(content[: len(content) // 2]))
