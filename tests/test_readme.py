@@ -1,3 +1,5 @@
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -5,7 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from nayer_pl import Digits, class_names, load_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,14 +31,99 @@ def test_the_library_example_runs(tmp_path):
     assert (tmp_path / "student.safetensors").is_file()
 
 
-@pytest.mark.parametrize(
-    "command", re.findall(r"python train\.py [^`\n#]*(?=`|\n|#)", README), ids=str.strip
-)
+# Commands may go on in the next line, after a backslash.
+TEXTS = "\n".join([README, *(path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md"))])
+COMMANDS = re.findall(r"python train\.py [^`\n#]*(?=`|\n|#)", re.sub(r"\\\n\s*", "", TEXTS))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str.strip)
 def test_every_command_composes(command):
     words = [word for word in shlex.split(command)[2:] if word not in ("-m", "--cfg", "job")]
-    words = [re.sub(r"=([^,]*),.*", r"=\1", word) for word in words]
+    if "-m" in command:  # the first job of the sweep
+        words = [re.sub(r"=([^,]*),.*", r"=\1", word) for word in words]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         compose("train", overrides=words)
+
+
+def test_your_own_data_set_and_teacher(tmp_path):
+    """The section of that name, followed word by word (and a shorter plan)."""
+    (command,) = [command for command in COMMANDS if "teacher=custom" in command]
+    write_pictures(tmp_path / "pictures")
+    (tmp_path / "my_nets.py").write_text(MY_NETS)
+    write_weights(tmp_path / "my_teacher.pth")
+    words = shlex.split(command)[2:]
+    short = [
+        "plan.epochs=1", "plan.warmup_epochs=1", "plan.warmup_rounds=1", "plan.round_size=20",
+        "plan.kd_steps=2", "plan.batch_size=16", "model.generator_steps=2", "logger=csv",
+        "trainer.accelerator=cpu",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def run(*words):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *words, *short],
+            cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300,
+        )  # fmt: skip
+
+    done = run(*words, "run_dir=run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["teacher_accuracy"] > 0.8
+    _, facts = load_classifier(tmp_path / "run" / "student.safetensors")
+    assert facts["class_names"] == sorted(DIGITS)
+    # No pictures at all.
+    (tmp_path / "names.txt").write_text("\n".join(sorted(DIGITS)))
+    words = [word for word in words if not word.startswith("data.path")]
+    done = run(*words, "data.evaluation=false", "data.class_names=names.txt", "run_dir=blind")
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads((tmp_path / "blind" / "summary.json").read_text())
+    assert summary["student_accuracy"] is None
+    assert 0 <= summary["agreement"] <= 1
+
+
+DIGITS = class_names("digits")
+MY_NETS = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 16, 5, stride=2), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 5, stride=2), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10),
+        )
+"""
+
+
+def real_digits(split):
+    """Digits as their owner sees them: RGB, 32x32, labels in the order of the sorted names."""
+    images, labels = Digits(image_size=32).load(split)
+    order = torch.tensor([sorted(DIGITS).index(name) for name in DIGITS])
+    return images.expand(-1, 3, -1, -1), order[labels]
+
+
+def write_pictures(folder):
+    for i, (image, label) in enumerate(zip(*real_digits("evaluation"), strict=True)):
+        path = folder / sorted(DIGITS)[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+
+
+def write_weights(path):
+    """A teacher trained by plain torch, in a normalisation of its owner's."""
+    scope: dict = {}
+    exec(MY_NETS, scope)
+    net = scope["Net"]()
+    images, labels = real_digits("train")
+    inputs = (images / 255 - 0.5) / 0.25
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(3):
+        for batch in torch.randperm(len(labels)).split(64):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(inputs[batch]), labels[batch]).backward()
+            optimizer.step()
+    torch.save(net.state_dict(), path)
 
 
 def test_make_targets_are_there_and_described():
