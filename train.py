@@ -1,9 +1,11 @@
 """Train a student without data, or a teacher with it: python train.py --help."""
 
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -13,18 +15,30 @@ def main(cfg: DictConfig) -> float | None:
     """Run one job; a sweeper gets the value of `objective`."""
     # Imported late, so that a mistyped option is answered at once.
     from nayer_pl.errors import NayerError
+    from nayer_pl.jobs import isolated, objective
     from nayer_pl.run import train
 
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        cfg.run_dir = HydraConfig.get().runtime.output_dir
+    job = HydraConfig.get()
+    sweeping = job.mode == RunMode.MULTIRUN
+    if sweeping:
+        cfg.run_dir = job.runtime.output_dir
+        cfg.sweep = Path(job.sweep.dir).name
     try:
-        summary, _ = train(cfg)
+        with isolated(__file__, cfg.run_dir):
+            summary, _ = train(cfg)
+        return objective(summary, cfg.objective)
     except NayerError as error:
+        if sweeping:  # the other jobs go on; Hydra repeats the first of such sentences at the end
+            sentence = f"error: job {job.job.num} of the sweep: {error}"
+            print(f"\n{sentence}", file=sys.stderr)
+            raise CompactHydraException(sentence) from error
         sys.exit(f"\nerror: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
-    return summary.get(cfg.objective)
+    except SystemExit as exit:  # how Lightning answers Ctrl-C; it ends a sweep as well
+        raise KeyboardInterrupt from exit
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")

@@ -1,3 +1,4 @@
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,3 +118,25 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     monkeypatch.chdir(tmp_path)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         yield lambda *overrides: compose("train", overrides=[f"run_dir={tmp_path}/run", *overrides])
+
+
+@pytest.fixture
+def type_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """`python train.py ...` in this process, with another function for the training itself."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(training: Callable[[DictConfig], float | None], *arguments: str) -> tuple[int, str]:
+        train = lambda cfg: ({"student_accuracy": training(cfg)}, {})  # noqa: E731
+        monkeypatch.setattr("nayer_pl.run.train", train)
+        monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+        status, last = 0, ""
+        try:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        except SystemExit as exit:  # a text is what Python would print before it ends with 1
+            status, last = (1, exit.code) if isinstance(exit.code, str) else (exit.code or 0, "")
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err + last
+
+    return run

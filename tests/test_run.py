@@ -1,18 +1,22 @@
 import csv
 import json
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from PIL import Image
 
 from nayer_pl import Digits, InputError, load_classifier
 from nayer_pl.run import prepare_run_dir, train
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # A digits run of seconds: the real data, encoder, networks and files, only less of everything.
 SHORT = [
@@ -33,16 +37,25 @@ SHORT = [
 ]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A teacher trained for two epochs by the general command, once."""
+    folder = tmp_path_factory.mktemp("trained")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        train(
+            compose("train", overrides=[
+                "model=supervised", "data=digits", "teacher=wrn16_1", "plan.epochs=2", "logger=csv",
+                f"teacher.weights={folder}/teacher.safetensors", f"run_dir={folder}/run",
+                "callbacks.progress=null", "trainer.accelerator=cpu",
+            ])
+        )  # fmt: skip
+    return folder / "teacher.safetensors"
+
+
 @pytest.fixture
-def teacher_file(config):
-    """A teacher trained for two epochs by the general command."""
-    cfg = config(
-        "model=supervised", "data=digits", "teacher=wrn16_1", "teacher.weights=teacher.safetensors",
-        "plan.epochs=2", "logger=csv", "callbacks.progress=null", "run_dir=teacher_run",
-        "trainer.accelerator=cpu",
-    )  # fmt: skip
-    summary, _ = train(cfg)
-    return summary
+def teacher_file(trained, config):
+    """The teacher in the working directory of the test."""
+    shutil.copy(trained, "teacher.safetensors")
 
 
 @pytest.mark.usefixtures("teacher_file")

@@ -57,7 +57,7 @@ def test_the_main_job_shortened(tmp_path):
         "experiment=digits", f"run_dir={tmp_path}/run", "plan.epochs=1", "plan.warmup_epochs=1",
         "plan.warmup_rounds=1", "plan.kd_steps=2", "model.generator_steps=2", "plan.round_size=20",
         "plan.batch_size=16", "teacher=wrn16_1", "teacher.weights=teacher.safetensors",
-        "teacher.trained_by='model=supervised data=digits teacher=wrn16_1 plan.epochs=1'",
+        "teacher.trained_by='model=supervised data=digits teacher=wrn16_1 plan.epochs=3'",
         cwd=tmp_path, **clean,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

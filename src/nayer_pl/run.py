@@ -194,7 +194,10 @@ def finish(run_dir: Path, summary: dict[str, Any], loggers: list[Logger], produc
 
 def quiet_lightning() -> None:
     """Keep advertisements and remarks about choices that are made on purpose off the screen."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for talkative in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        logging.getLogger("nayer_pl").setLevel(logging.ERROR)  # the first process says it already
     for message in (
         ".*does not have many workers.*",
         ".*Total length of .* across ranks is zero.*",

@@ -104,7 +104,7 @@ def test_images_keep_their_labels_and_lie_between_zero_and_one(tmp_path):
 
 def test_validation_is_complete_in_order_and_not_augmented(tmp_path):
     data = RealDataModule(
-        Numbered(), batch_size=8, augmentation=lambda images: 255 - images, eval_batch_size=10
+        Numbered(), batch_size=8, augmentation=lambda images, rng: 255 - images, eval_batch_size=10
     )
     witness = fit(data, tmp_path, epochs=2)
     assert len(witness.validations) == 2

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning
@@ -9,6 +10,7 @@ from nayer_pl import Augmentation, BankOptions, InputError, MemoryBank, Plan, Sy
 from nayer_pl.data import ImageSet
 from nayer_pl.memory import DistillationBatch, SynthesisRound
 from nayer_pl.memory.datamodule import stream_seed
+from nayer_pl.memory.plan import EpochPlan
 
 SHAPE, CLASSES = (1, 4, 4), 3
 PLAN = Plan(
@@ -155,7 +157,7 @@ def test_real_images_come_in_order_and_between_zero_and_one():
         module, datamodule=datamodule(source=source, eval_batch_size=3), verbose=False
     )
     images, labels = (torch.cat(parts) for parts in zip(*module.evaluated, strict=True))
-    assert [len(batch[0]) for batch in module.evaluated] == [3, 3, 1]
+    assert [len(batch[0]) for batch in module.evaluated] == [3, 2, 2]
     torch.testing.assert_close(images, source.images.float() / 255)
     assert torch.equal(labels, source.labels)
 
@@ -305,3 +307,97 @@ def test_step_before_any_round_is_refused():
 def test_rounds_pass_the_transfer_untouched():
     item = SynthesisRound(torch.arange(3), True)
     assert datamodule().on_after_batch_transfer(item, 0) is item
+
+
+def set_up_all(ranks, **options):
+    return [set_up(datamodule(**options), rank, ranks=ranks) for rank in range(ranks)]
+
+
+def fill(data, seed):
+    """Bank the images of all rounds that are this rank's."""
+    rng, plan = torch.Generator().manual_seed(seed), data.plan
+    for epoch in range(plan.max_epochs):
+        data.trainer.current_epoch = epoch
+        for item in EpochPlan(plan, epoch, data._targets, lambda: None, data.share):
+            if item is not None and len(item.targets):
+                data.add(torch.rand(len(item.targets), *SHAPE, generator=rng), item.targets)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_banks_of_all_ranks_have_room_for_their_rounds_and_no_more(ranks):
+    plan = replace(PLAN, batch_size=6)
+    everyone = set_up_all(ranks, plan=plan, source=EvaluationOnly())
+    for data in everyone:
+        fill(data, seed=data.share.rank)
+        assert len(data.bank) == data.bank.capacity == data.bank.added
+    assert sum(len(data.bank) for data in everyone) == plan.images
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_saved_bank_is_shared_out_and_nothing_of_it_is_lost(tmp_path, ranks):
+    saved = MemoryBank(7, SHAPE)
+    saved.add(torch.rand(7, *SHAPE), torch.arange(7))
+    saved.save(tmp_path / "bank.safetensors")
+    bank = BankOptions(initial=tmp_path / "bank.safetensors")
+    plan = replace(PLAN, batch_size=6)
+    everyone = set_up_all(ranks, plan=plan, source=EvaluationOnly(), bank=bank)
+    shares = [rows(data.bank.images) for data in everyone]
+    assert sorted(row for share in shares for row in share) == sorted(rows(saved.images))
+    assert {len(share) for share in shares} <= {7 // ranks, -(-7 // ranks)}
+    assert sorted(torch.cat([data.bank.labels for data in everyone]).tolist()) == list(range(7))
+    for data in everyone:
+        fill(data, seed=data.share.rank)
+    assert sum(len(data.bank) for data in everyone) == 7 + plan.images
+
+
+@pytest.mark.parametrize("capacity", [6, 7, 20])
+def test_a_capacity_is_that_of_all_ranks_together(capacity):
+    plan = replace(PLAN, batch_size=6)
+    bank = BankOptions(capacity=capacity)
+    everyone = set_up_all(2, plan=plan, source=EvaluationOnly(), bank=bank)
+    for data in everyone:
+        fill(data, seed=data.share.rank)
+    held = [len(data.bank) for data in everyone]
+    assert held[0] == held[1]
+    assert capacity <= sum(held) < capacity + 2
+
+
+def test_a_distillation_batch_is_that_of_all_ranks_together():
+    everyone = set_up_all(3, plan=replace(PLAN, batch_size=6), source=EvaluationOnly())
+    for data in everyone:
+        data.bank.add(torch.rand(6, *SHAPE), torch.arange(6))
+    assert [len(data._batch().labels) for data in everyone] == [2, 2, 2]
+
+
+def test_all_ranks_together_evaluate_every_image_once():
+    source = EvaluationOnly()
+    everyone = set_up_all(3, plan=replace(PLAN, batch_size=6), source=source, eval_batch_size=2)
+    batches = [list(data.evaluation_batches()) for data in everyone]
+    assert len({len(share) for share in batches}) == 1
+    seen = [row for share in batches for images, _ in share for row in rows(images)]
+    assert sorted(seen) == sorted(rows(source.images))
+
+
+def test_ranks_have_streams_of_their_own():
+    everyone = set_up_all(3, plan=replace(PLAN, batch_size=6), source=EvaluationOnly())
+    drawn = set()
+    for data in everyone:
+        data.bank.add(torch.rand(30, *SHAPE), torch.arange(30))
+        labels = torch.cat([data._targets() for _ in range(5)])
+        drawn.add((tuple(labels.tolist()), tuple(data.rng.get_state().tolist())))
+    assert len({labels for labels, _ in drawn}) == len({state for _, state in drawn}) == 3
+
+
+def test_a_plan_that_cannot_be_shared_out_is_refused_on_every_rank(tmp_path):
+    few = replace(PLAN, warmup_epochs=0, rounds_per_epoch=1, batch_size=6)
+    saved = MemoryBank(2, SHAPE)
+    saved.add(torch.rand(2, *SHAPE), torch.arange(2))
+    saved.save(tmp_path / "bank.safetensors")
+    for rank in (0, 1):
+        with pytest.raises(InputError, match=r"batch_size=5 .* choose 4 or 6"):
+            set_up(datamodule(), rank, ranks=2)
+        with pytest.raises(InputError, match="makes 1 rounds before"):
+            set_up(datamodule(plan=few), rank, ranks=2)
+        # Unless the first images are there already.
+        bank = BankOptions(initial=tmp_path / "bank.safetensors")
+        assert len(set_up(datamodule(plan=few, bank=bank), rank, ranks=2).bank) == 1

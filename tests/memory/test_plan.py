@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from nayer_pl import InputError, Plan
 from nayer_pl.memory import DistillationBatch, SynthesisRound
-from nayer_pl.memory.plan import EpochPlan, round_targets
+from nayer_pl.memory.plan import EpochPlan, Share, round_targets
 
 SMALL = st.integers(0, 5)
 
@@ -28,7 +29,10 @@ def plans(draw):
     return Plan(**values)
 
 
-def epoch_plan(plan, epoch, log=None):
+ALONE = Share()
+
+
+def epoch_plan(plan, epoch, log=None, share=ALONE):
     log = [] if log is None else log
 
     def targets():
@@ -39,7 +43,7 @@ def epoch_plan(plan, epoch, log=None):
         log.append("batch")
         return DistillationBatch(torch.empty(plan.batch_size, 0), torch.empty(plan.batch_size))
 
-    return EpochPlan(plan, epoch, targets, batch)
+    return EpochPlan(plan, epoch, targets, batch, share)
 
 
 @given(plans())
@@ -158,3 +162,64 @@ def test_generator_decides_the_targets():
     )
     assert one == same
     assert one != other
+
+
+@given(plans(), st.integers(1, 5))
+def test_ranks_take_turns_over_the_whole_run(plan, ranks):
+    """Against dealing out every round of the run like a card."""
+    banks, dealt = [0] * ranks, 0
+    for epoch in range(plan.max_epochs):
+        hand = [0] * ranks
+        for _ in range(plan.rounds_in(epoch)):
+            hand[dealt % ranks] += 1
+            dealt += 1
+        shares = [list(epoch_plan(plan, epoch, share=Share(r, ranks))) for r in range(ranks)]
+        assert len({len(share) for share in shares}) == 1  # the trainer waits for all of them
+        kinds = [[type(item) for item in share] for share in shares]
+        assert all(kind == kinds[0] for kind in kinds)
+        assert kinds[0].count(SynthesisRound) == -(-plan.rounds_in(epoch) // ranks)
+        for rank, share in enumerate(shares):
+            rounds = [item for item in share if isinstance(item, SynthesisRound)]
+            made = [len(item.targets) for item in rounds if len(item.targets)]
+            assert made == [plan.round_size] * hand[rank]
+            assert all(item.warm_up == plan.is_warm_up(epoch) for item in rounds)
+            banks[rank] += sum(made)
+        # As many images as one rank would have made, and no bank a round ahead of another's.
+        assert sum(banks) == plan.rounds_before(epoch + 1) * plan.round_size
+        assert max(banks) - min(banks) <= plan.round_size
+    assert sum(banks) == plan.images
+
+
+@given(plans(), st.integers(1, 5))
+def test_a_share_counts_the_rounds_of_the_whole_run(plan, ranks):
+    """What a bank's size is taken from."""
+    total = plan.rounds_before(plan.max_epochs)
+    for rank in range(ranks):
+        assert Share(rank, ranks).rounds(0, total) == len(range(total)[rank::ranks])
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "choice"),
+    [(7, 2, "6 or 8"), (3, 4, "4"), (512, 3, "510 or 513"), (9, 8, "8 or 16")],
+)
+def test_batch_that_cannot_be_shared_out_is_refused_with_those_that_can(batch, ranks, choice):
+    plan = Plan(batch_size=batch)
+    with pytest.raises(InputError, match=f"batch_size={batch} .* {ranks} .*; choose {choice}\\."):
+        Share(0, ranks).check(plan)
+    for size in map(int, choice.split(" or ")):
+        Share(0, ranks).check(Plan(batch_size=size))
+
+
+@given(plans(), st.integers(1, 6), st.integers(0, 6))
+def test_every_rank_must_have_images_before_its_first_step(plan, ranks, banked):
+    """Against filling the banks by hand up to the first distillation batch."""
+    plan = replace(plan, batch_size=ranks)
+    banks = [len(range(banked)[rank::ranks]) for rank in range(ranks)]
+    for i in range(plan.rounds_before(plan.warmup_epochs) + plan.rounds_in(plan.warmup_epochs)):
+        banks[i % ranks] += plan.round_size
+    for rank in range(ranks):  # all of them say the same, or some would wait for the others
+        if all(banks):
+            Share(rank, ranks).check(plan, banked)
+        else:
+            with pytest.raises(InputError, match=f"fewer than the {ranks} processes"):
+                Share(rank, ranks).check(plan, banked)

@@ -24,8 +24,8 @@ class Export(Callback):
     ) -> None:
         if path is None:
             raise InputError(
-                "There is no file to write the trained network to; give it as export.path=PATH (for "
-                "a teacher: teacher.weights=PATH)."
+                "There is no file to write the trained network to; give it as export.path=PATH "
+                "(for a teacher: teacher.weights=PATH)."
             )
         self.path, self.names, self.image_shape = Path(path), list(names), list(image_shape)
 

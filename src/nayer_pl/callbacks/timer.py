@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from nayer_pl import ranks
 from nayer_pl.memory.plan import DistillationBatch, SynthesisRound
 
 
@@ -44,6 +45,11 @@ class PhaseTimer(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
         self._stop(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the images of all ranks: they were made and used in the same seconds."""
+        for phase, images in self.images.items():
+            self.images[phase] = int(ranks.total(images, pl_module.device))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluation is not part of any phase."""

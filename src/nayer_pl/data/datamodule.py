@@ -37,6 +37,7 @@ class RealDataModule(LightningDataModule):
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.augmentation, self.max_epochs = augmentation, epochs
         self.num_classes, self.seed = num_classes, seed
+        self._rng: torch.Generator | None = None
         self._train: Images | None = None
         self._evaluation: Images | None = None
 
@@ -84,9 +85,16 @@ class RealDataModule(LightningDataModule):
         rank, world = self._rank()
         return Batches(self._evaluation, self.eval_batch_size, rank=rank, world=world)
 
+    def _random(self, device: torch.device) -> torch.Generator:
+        """A stream of random numbers of this rank's own."""
+        if self._rng is None:
+            rank, _ = self._rank()
+            self._rng = torch.Generator(device).manual_seed(self.seed * 1_000_003 + rank)
+        return self._rng
+
     def on_after_batch_transfer(self, batch: list[Tensor], _: int) -> tuple[Tensor, Tensor]:
         """Uint8 -> [0, 1], augmented while training."""
         images, labels = batch
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
-            images = self.augmentation(images)
+            images = self.augmentation(images, self._random(images.device))
         return images.to(torch.float32) / 255, labels

@@ -108,22 +108,24 @@ class SyntheticDataModule(LightningDataModule):
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         device = self.bank_options.device or self.trainer.strategy.root_device
         self.share = Share(self.trainer.global_rank, self.trainer.world_size)
-        self.share.check(self.plan)
+        images, labels = self._initial_images()
+        self.share.check(self.plan, len(images))
         self.rng = torch.Generator(device).manual_seed(stream_seed(self.seed, self.share.rank, 0))
         self.label_rng = torch.Generator().manual_seed(stream_seed(self.seed, self.share.rank, 1))
-        self.bank = self._start_bank(device)
+        self.bank = self._start_bank(images, labels, device)
         capacity = self.bank.capacity
         if not self.has_real_images:
             room = max(1, round(capacity * self.held_back_share))
             self.held_back = MemoryBank(room, self.image_shape, device)
 
-    def _start_bank(self, device: torch.device | str) -> MemoryBank:
-        rank, ranks = self.share.rank, self.share.ranks
+    def _initial_images(self) -> tuple[Tensor, Tensor]:
         if self.bank_options.initial:
-            images, labels = read_bank(self.bank_options.initial)
-            images, labels = images[rank::ranks], labels[rank::ranks]
-        else:
-            images, labels = torch.empty((0, *self.image_shape)), torch.empty(0, dtype=torch.int64)
+            return read_bank(self.bank_options.initial)
+        return torch.empty((0, *self.image_shape)), torch.empty(0, dtype=torch.int64)
+
+    def _start_bank(self, images: Tensor, labels: Tensor, device: torch.device | str) -> MemoryBank:
+        rank, ranks = self.share.rank, self.share.ranks
+        images, labels = images[rank::ranks], labels[rank::ranks]
         own_rounds = self.share.rounds(0, self.plan.rounds_before(self.plan.max_epochs))
         capacity = -(-(self.bank_options.capacity or 0) // ranks)
         all_images = len(images) + own_rounds * self.plan.round_size

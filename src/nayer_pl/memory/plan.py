@@ -111,8 +111,13 @@ class Share:
         """How many of the rounds `first`, `first + 1`, ... are this rank's."""
         return len(range((self.rank - first) % self.ranks, count, self.ranks))
 
-    def check(self, plan: Plan) -> None:
-        """Raise an InputError if the plan cannot be shared out."""
+    def check(self, plan: Plan, banked: int = 0) -> None:
+        """Raise an InputError if the plan cannot be shared out.
+
+        Args:
+            plan: of all ranks together.
+            banked: images that all ranks start with, dealt out in turn.
+        """
         if plan.batch_size % self.ranks:
             below = plan.batch_size // self.ranks * self.ranks
             raise InputError(
@@ -120,7 +125,7 @@ class Share:
                 f"processes; choose {f'{below} or ' if below else ''}{below + self.ranks}."
             )
         first = plan.rounds_before(plan.warmup_epochs) + plan.rounds_per_epoch
-        if first < self.ranks:
+        if max(first, banked) < self.ranks:
             raise InputError(
                 f"The plan makes {first} rounds before the first distillation step, fewer than the "
                 f"{self.ranks} processes, and one without images cannot distil; give it a longer "

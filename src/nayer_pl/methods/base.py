@@ -17,10 +17,10 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
 
+from nayer_pl import ranks
 from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.memory.datamodule import SyntheticDataModule
 from nayer_pl.memory.plan import DistillationBatch, SynthesisRound, WorkItem
-from nayer_pl.methods import ranks
 from nayer_pl.methods.divergence import not_finite
 from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
 from nayer_pl.methods.results import sum_up
@@ -109,6 +109,7 @@ class DataFreeDistillation(LightningModule, ABC):
         trouble = ranks.first_of_all(trouble)  # or the other ranks would wait for this one
         if trouble is not None:
             raise DivergenceError(trouble)
+        ranks.level(self.trainer)
 
     def _fill_bank(self, item: SynthesisRound) -> str | None:
         """Bank the images of one round; or say why they are not fit for it."""
@@ -170,7 +171,7 @@ class DataFreeDistillation(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Check that the parts fit, and ask the teacher about the evaluation images, once."""
-        ranks.check_norms(self)
+        self.student.train()  # a trainer leaves every network in the mode that it comes in
         shape, wanted = self.datamodule.image_shape, self.datamodule.num_classes
         for name, net in (("teacher", self.teacher), ("student", self.student)):
             outputs = net.num_classes(shape)
@@ -231,6 +232,7 @@ class DataFreeDistillation(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Choose the faster layout for convolutions, and let DDP see the student only."""
         ranks.check_strategy(self.trainer)
+        ranks.check_norms(self.trainer, self)
         self.to(memory_format=torch.channels_last)
         ranks.share_only(self, "student")
 
@@ -254,7 +256,8 @@ class DataFreeDistillation(LightningModule, ABC):
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the teacher out (it has a file of its own) and keep the counters."""
+        """Save what all ranks have in common, without the teacher (it has a file of its own)."""
+        ranks.average_statistics(self.student)  # in place: the saved state is not a copy
         state = checkpoint["state_dict"]
         for key in [key for key in state if key.startswith("teacher.")]:
             del state[key]

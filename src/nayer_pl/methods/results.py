@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from nayer_pl import ranks
 from nayer_pl.memory.quality import label_agreement, within_class_distance
-from nayer_pl.methods import ranks
 
 if TYPE_CHECKING:
     from nayer_pl.methods.base import DataFreeDistillation

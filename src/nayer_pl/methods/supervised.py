@@ -11,6 +11,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
 
+from nayer_pl import ranks
 from nayer_pl.errors import DivergenceError
 from nayer_pl.networks.classifier import Classifier
 
@@ -44,12 +45,20 @@ class Supervised(LightningModule):
         """Choose the faster layout for convolutions."""
         self.to(memory_format=torch.channels_last)
 
+    def on_fit_start(self) -> None:
+        """Train the whole network, also one that was loaded for use."""
+        self.network.train()
+
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """One step of SGD on images [B, C, H, W] in [0, 1] and labels [B]."""
         images, labels = batch
         loss = F.cross_entropy(self.network(images), labels, label_smoothing=self.label_smoothing)
         self.train_loss.update(loss.detach())
         return loss
+
+    def on_validation_start(self) -> None:
+        """Judge the network that all ranks have in common, which is the one that is exported."""
+        ranks.average_statistics(self.network)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         """Count right answers."""

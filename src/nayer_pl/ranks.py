@@ -4,10 +4,17 @@ Every rank has its own generator and its own bank, and makes its images without 
 others. Common to all is the student: DDP averages its gradients.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from lightning import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    SingleDeviceStrategy,
+    XLAStrategy,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,19 +23,25 @@ from nayer_pl.errors import InputError
 
 def check_strategy(trainer: Trainer) -> None:
     """Raise an InputError if the student would not be whole on every rank."""
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    strategy = trainer.strategy
+    whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+    # Lightning derives these from DDPStrategy, but they are not DDP.
+    if not whole or isinstance(strategy, DeepSpeedStrategy | XLAStrategy):
         raise InputError(
-            f"Data-free methods do not run with {type(trainer.strategy).__name__}: synthesis asks "
+            f"Data-free methods do not run with {type(strategy).__name__}: synthesis asks "
             "the whole student on every rank; choose strategy=ddp."
         )
 
 
-def check_norms(module: nn.Module) -> None:
+def check_norms(trainer: Trainer, module: nn.Module) -> None:
     """Raise an InputError if a BatchNorm would wait for other ranks in the middle of a round."""
-    if any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+    # The strategy turns every BatchNorm into one that waits only after the module was set up.
+    asked = getattr(trainer.strategy, "_layer_sync", None) is not None
+    if asked or any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
         raise InputError(
-            "trainer.sync_batchnorm=true would make the ranks wait for each other inside synthesis "
-            "rounds; leave it out (the student's BatchNorm statistics are averaged anyway)."
+            "SyncBatchNorm (trainer.sync_batchnorm=true) would make the ranks wait for each other "
+            "inside synthesis rounds; leave it out (the student's BatchNorm statistics are "
+            "averaged anyway)."
         )
 
 
@@ -68,6 +81,28 @@ def total(value: float, device: torch.device) -> float:
     summed = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(summed)
     return summed.item()
+
+
+def level(trainer: Trainer) -> None:
+    """Undo what a synthesis round, which not every rank had, did to the trainer.
+
+    `trainer.global_step` counts the generator's steps too, and decides whether a checkpoint is due,
+    for which all ranks wait. And the gradients of the student, which are averaged as they are, must
+    have the same loss scale on every rank (precision 16-mixed).
+    """
+    if not _several():
+        return
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    own = (trainer.global_step, scaler.state_dict() if scaler is not None else {})
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    missing = max(steps for steps, _ in found) - trainer.global_step
+    progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+    for tally in (progress.total, progress.current):
+        tally.ready += missing
+        tally.completed += missing
+    if scaler is not None:
+        scaler.load_state_dict(min((state for _, state in found), key=lambda s: s["scale"]))
 
 
 def first_of_all(message: str | None) -> str | None:

@@ -1,0 +1,122 @@
+"""One job of possibly many in a process: a sweep's jobs must not see each other.
+
+`train.py -m` runs its jobs in one process, and so do the workers of joblib. Lightning expects one
+run per process: it starts the processes of the other devices by repeating `sys.argv`, which would
+be the whole sweep; it says where they meet in environment variables, which the next job would obey;
+and it kills this process if one of them fails, even when the job is over.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from nayer_pl.errors import InputError
+
+SECONDS_TO_SPEAK = 15
+
+# What Lightning sets when it starts processes.
+VARIABLES = (
+    "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS",
+    "PL_GLOBAL_SEED", "PL_SEED_WORKERS",
+)  # fmt: skip
+
+
+@contextmanager
+def isolated(script: str, run_dir: str) -> Iterator[None]:
+    """Let processes that the job starts repeat this job only, and leave nothing of it behind.
+
+    Args:
+        script: the file that was started, train.py.
+        run_dir: of the job; its default holds the time, which would be another one in a child.
+    """
+    main = sys.modules["__main__"]
+    argv, spec, threads = sys.argv, main.__spec__, torch.get_num_threads()
+    variables = {name: os.environ.get(name) for name in VARIABLES}
+    had_group = _has_group()
+    # Without a spec (a worker of joblib or submitit has one), Lightning repeats the script.
+    sys.argv, main.__spec__ = command(script, run_dir), None
+    try:
+        yield
+    except BaseException as error:
+        if _is_child() and isinstance(error, Exception):
+            # Most likely the first process stops for the same reason, says so, and ends this one.
+            time.sleep(SECONDS_TO_SPEAK)
+        _end_children(patience=0)  # they may wait for this process
+        raise
+    finally:
+        if _has_group() and not had_group:
+            dist.destroy_process_group()
+        sys.argv, main.__spec__ = argv, spec
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        torch.set_num_threads(threads)
+    _end_children(patience=60)
+
+
+def command(script: str, run_dir: str) -> list[str]:
+    """The `sys.argv` of the current Hydra job alone: no sweeper, no launcher, no `-m`."""
+    hydra = HydraConfig.get()
+    sources = {source.provider: source.path for source in hydra.runtime.config_sources}
+    flags = ["--config-path", sources["main"], "--config-name", str(hydra.job.config_name)]
+    if "command-line" in sources:
+        flags += ["--config-dir", sources["command-line"]]
+    of_hydra = [
+        override
+        for override in hydra.overrides.hydra
+        if not re.match(r"[+~]*hydra[./](launcher|sweep|mode)", override)
+    ]
+    path = os.path.abspath(run_dir).replace("'", r"\'")
+    this_job = [*hydra.overrides.task, f"run_dir='{path}'", *of_hydra, "hydra.mode=RUN"]
+    return [os.path.abspath(script), *flags, *this_job]
+
+
+def objective(summary: Mapping[str, Any], key: str) -> float | None:
+    """What a sweeper gets; None in the processes of other devices, or where it was not measured.
+
+    Raises:
+        InputError: `key` is not in the summary.
+    """
+    if _is_child():
+        return None
+    if key not in summary:
+        raise InputError(
+            f"The run is complete, but its summary has no '{key}' for a sweeper; choose objective= "
+            f"from {', '.join(sorted(summary))}."
+        )
+    return summary[key]
+
+
+def _is_child() -> bool:
+    return rank_zero_only.rank != 0  # type: ignore[attr-defined]
+
+
+def _has_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _end_children(patience: float) -> None:
+    """Wait some seconds for the processes of the other devices; then end them."""
+    for observer in threading.enumerate():
+        if isinstance(observer, _ChildProcessObserver):
+            children = list(observer._child_processes)
+            observer._child_processes.clear()  # the job is over: nobody is killed for it any more
+            for child in children:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(patience)
+                child.kill()
+                child.wait()

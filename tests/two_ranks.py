@@ -1,0 +1,214 @@
+"""One of the two ranks that test_distributed.py looks at: a program of its own.
+
+It uses the library as a script without Hydra would, and leaves one file per run and rank in the
+folder that it is given. Started plainly, Lightning starts the second rank; under
+`torchrun --nnodes=2` each rank is a node with one device.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import CLASSES, SHAPE, TinyNet
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
+
+from nayer_pl import (
+    NAYER,
+    BankOptions,
+    Classifier,
+    NayerError,
+    Plan,
+    RealDataModule,
+    Supervised,
+    SyntheticDataModule,
+)
+from nayer_pl.callbacks import Export
+from nayer_pl.data import ImageSet
+from nayer_pl.memory import DistillationBatch, SynthesisRound
+
+NODES = torch.distributed.is_torchelastic_launched()
+RANK = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+
+# Three rounds before the first step, then one in each epoch: two ranks can share out neither.
+PLAN = Plan(
+    epochs=2, warmup_epochs=1, warmup_rounds=3, rounds_per_epoch=1, kd_steps=4, round_size=12,
+    batch_size=8,
+)  # fmt: skip
+
+
+class OddSource:
+    """23 random images to evaluate on and 37 to train on: two ranks can share out neither."""
+
+    def load(self, split: str) -> ImageSet:
+        count = {"evaluation": 23, "train": 37}[split]
+        rng = torch.Generator().manual_seed(count)
+        images = torch.randint(256, (count, *SHAPE), dtype=torch.uint8, generator=rng)
+        return ImageSet(images, torch.arange(count) % CLASSES)
+
+
+class Witness(Callback):
+    """Writes down what this rank saw.
+
+    Args:
+        save_to: a checkpoint after the second step of the student, with two more to come.
+    """
+
+    def __init__(self, save_to: Path | None = None) -> None:
+        self.save_to = save_to
+        self.seen: dict[str, Any] = {
+            "targets": [], "noise": [], "batches": [], "start": [], "own": [], "validated": [],
+            "middle": [],
+        }  # fmt: skip
+
+    def note(self, moment: str, method: LightningModule) -> None:
+        self.seen[moment].append(copied(method.product.state_dict()))
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        self.note("start", method)
+        if isinstance(method, NAYER):
+            self.seen["generator at start"] = copied(method.generator.state_dict())
+            layer = method.conditioning.noisy_layer
+            layer.register_forward_pre_hook(lambda *_: self.keep_first(layer.weight))
+
+    def on_train_batch_start(
+        self, trainer: Trainer, method: LightningModule, item: Any, i: int
+    ) -> None:
+        self.new_round = isinstance(item, SynthesisRound)
+        if isinstance(item, SynthesisRound):
+            self.seen["targets"].append(item.targets)
+        else:
+            images = item.images if isinstance(item, DistillationBatch) else item[0]
+            self.seen["batches"].append(images.clone())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, method: LightningModule, outputs: Any, item: Any, i: int
+    ) -> None:
+        if self.save_to and method.student_updates == 2 and not self.seen["middle"]:
+            self.note("middle", method)
+            trainer.save_checkpoint(self.save_to)
+
+    def keep_first(self, weight: Tensor) -> None:
+        if self.new_round:
+            self.seen["noise"].append(weight.detach().clone())
+        self.new_round = False
+
+    def on_validation_start(self, trainer: Trainer, method: LightningModule) -> None:
+        self.note("own", method)  # hooks of callbacks come before the module's
+
+    def on_validation_end(self, trainer: Trainer, method: LightningModule) -> None:
+        self.note("validated", method)
+
+
+class BreakRankOne(Callback):
+    """In the second round of rank 1 the statistics term is not a number."""
+
+    def on_train_batch_start(self, trainer: Trainer, method: NAYER, item: Any, i: int) -> None:
+        if trainer.global_rank == 1 and method.rounds == 1 and len(item.targets):
+            loss = method.statistics.loss
+            method.statistics.loss = lambda: loss() * torch.nan
+
+
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def classifier(seed: int) -> Classifier:
+    """With running statistics that are not the first ones, and answers of every class."""
+    torch.manual_seed(seed)
+    net = Classifier(TinyNet(), mean=[0.4], std=[0.3])
+    net.train()
+    for _ in range(30):
+        net(torch.rand(32, *SHAPE))
+    net.eval()
+    with torch.no_grad():
+        net.network.head.weight *= 10
+        net.network.head.bias -= net(OddSource().load("evaluation").images / 255).mean(0)
+    return net
+
+
+def distiller() -> NAYER:
+    """The same teacher on both ranks; student and generator are born different."""
+    return NAYER(
+        classifier(0), classifier(10 + RANK), SHAPE, torch.randn(CLASSES, 5), noisy_features=16,
+        generator_steps=4, round_size=12, learning_rate=2e-3, check_teacher=False,
+    )  # fmt: skip
+
+
+def synthetic(plan: Plan = PLAN, **options: Any) -> SyntheticDataModule:
+    return SyntheticDataModule(SHAPE, CLASSES, plan, OddSource(), eval_batch_size=5, **options)
+
+
+def run(
+    file: Path, method: LightningModule, data: Any, *callbacks: Callback,
+    save_to: Path | None = None, **options: Any,
+) -> None:  # fmt: skip
+    """Train, and write what this rank knows afterwards to `file`."""
+    witness = Witness(save_to)
+    trainer = Trainer(
+        accelerator="cpu", devices=1 if NODES else 2, num_nodes=2 if NODES else 1,
+        max_epochs=data.max_epochs, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=1, num_sanity_val_steps=0,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        callbacks=[witness, *callbacks],
+        **options,
+    )  # fmt: skip
+    found = witness.seen
+    if isinstance(method, NAYER):
+        found["generator at first"] = copied(method.generator.state_dict())
+    try:
+        trainer.fit(method, datamodule=data)
+    except NayerError as error:
+        found |= {"error": type(error), "message": str(error)}
+    else:
+        found["results"] = method.results()
+    found |= {
+        "strategy": type(trainer.strategy), "world": trainer.world_size,
+        "steps": trainer.global_step,
+    }  # fmt: skip
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    found["scale"] = None if scaler is None else scaler.get_scale()
+    found["student"] = copied(method.product.state_dict())
+    if isinstance(method, NAYER):
+        found["teacher"] = method.teacher.state_dict()
+        found["generator"] = copied(method.generator.state_dict())
+    for kind in ("bank", "held_back"):
+        kept = getattr(data, kind, None)
+        found[kind] = None if kept is None else (kept.images, kept.labels)
+    torch.save(found, file.with_name(f"{file.name}_{RANK}.pt"))
+
+
+def main(folder: Path) -> None:
+    run(folder / "main", distiller(), synthetic(), ModelCheckpoint(folder, "last"))
+    unseen = synthetic(evaluation=False, held_back=0.25)
+    run(folder / "held_back", distiller(), unseen, save_to=folder / "middle.ckpt")
+
+    # One round in all, which is rank 0's; rank 1 distils from its share of the saved bank.
+    one_round = Plan(
+        epochs=1, warmup_epochs=1, warmup_rounds=1, rounds_per_epoch=0, kd_steps=2, round_size=6,
+        batch_size=4,
+    )  # fmt: skip
+    data = synthetic(one_round, bank=BankOptions(initial=folder / "bank.safetensors"))
+    run(folder / "initial", distiller(), data, ModelCheckpoint(folder, "initial"))
+
+    run(folder / "sync_batchnorm", distiller(), synthetic(), sync_batchnorm=True)
+    run(folder / "odd_batch", distiller(), synthetic(Plan(round_size=12, batch_size=7)))
+    run(folder / "broken", distiller(), synthetic(), BreakRankOne())
+
+    # The loss scale grows after every third step of an optimizer, the generator's included.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=3)
+    half = MixedPrecision("16-mixed", "cpu", scaler)
+    run(folder / "float16", distiller(), synthetic(), plugins=[half])
+
+    real = RealDataModule(OddSource(), batch_size=8, epochs=2, eval_batch_size=5)
+    export = Export(folder / "network.safetensors", ["a", "b", "c"], SHAPE)
+    teacher = Supervised(classifier(20 + RANK), learning_rate=0.02)
+    run(folder / "supervised", teacher, real, export)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
