@@ -21,7 +21,8 @@ def sbatch(script: str) -> None:
             "SLURM_NNODES": flags["nodes"], "SLURM_JOB_NUM_NODES": flags["nodes"],
             "SLURM_JOB_NODELIST": "localhost", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0",
         }  # fmt: skip
-        subprocess.Popen(["bash", script], env={**os.environ, **env}, stdout=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # or sbatch would wait
+        subprocess.Popen(["bash", script], env={**os.environ, **env}, **quiet)
     print(f"Submitted batch job {JOB}")
 
 
