@@ -135,6 +135,15 @@ def test_a_missing_teacher_is_trained_first_if_wanted(config, tmp_path):
     assert nested["accuracy"] == pytest.approx(summary["teacher_accuracy"])
 
 
+def test_a_missing_teacher_is_trained_where_the_run_looks_for_it(config, tmp_path):
+    short = [override for override in SHORT if not override.startswith("teacher.weights")]
+    train(
+        config(*short, "paths.teachers=${run_dir}/${seed}", "teacher.trained_by='model=supervised "
+        "data=digits teacher=wrn16_1 plan.epochs=2 callbacks.progress=null'")
+    )  # fmt: skip
+    assert (tmp_path / "run" / "0" / "digits_wrn16_1.safetensors").is_file()
+
+
 def test_a_missing_teacher_is_an_error_that_says_what_to_type(config):
     with pytest.raises(InputError) as error:
         train(config(*SHORT, "train_missing_teacher=false"))

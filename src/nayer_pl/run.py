@@ -150,8 +150,10 @@ def train_missing_teacher(cfg: DictConfig) -> float:
     ]
     nested = compose("train", overrides=overrides)
     # What was chosen for this run holds for its teacher, but not how long it trains.
-    nested.data, nested.teacher, nested.class_names = cfg.data, teacher, cfg.class_names
-    nested.trainer = {**cfg.trainer, "max_epochs": None}
+    chosen = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    nested.data, nested.teacher = chosen.data, chosen.teacher
+    nested.class_names = chosen.class_names
+    nested.trainer = {**chosen.trainer, "max_epochs": None}
     train(nested)
     return time.perf_counter() - started
 
