@@ -139,7 +139,12 @@ def test_make_targets_are_there_and_described():
 
 def test_pictures_and_links_lead_somewhere():
     for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / link).exists(), link
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", line).lower().replace(" ", "-") for line in headings]
+            assert anchor in anchors, link
 
 
 @pytest.mark.slow

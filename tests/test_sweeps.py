@@ -151,12 +151,15 @@ def run(*arguments: str, cwd: Path, **env: str) -> tuple[int, str]:
 
 
 def left_behind(process: subprocess.Popen[str]) -> str:
-    """What still runs in the process's session; and end it."""
-    words = ["ps", "-o", "pid=,stat=,args=", "-s", str(process.pid)]
-    found = subprocess.run(words, text=True, capture_output=True).stdout
-    running = [line for line in found.splitlines() if line.split()[1][0] != "Z"]
-    if running:
-        os.killpg(process.pid, signal.SIGKILL)
+    """What still runs in the process's session a little later; it is ended."""
+    words = ["ps", "-o", "stat=,args=", "-s", str(process.pid)]
+    for _ in range(20):
+        found = subprocess.run(words, text=True, capture_output=True).stdout.splitlines()
+        running = [line for line in found if not line.startswith("Z")]
+        if not running:
+            return ""
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGKILL)
     return "\n".join(running)
 
 
@@ -216,15 +219,15 @@ def test_jobs_of_two_devices_one_after_a_failing_one(scratch, launcher):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "local"])
 def test_ctrl_c_ends_every_process_of_a_sweep(scratch, launcher):
-    endless = ["plan.epochs=100", "plan.kd_steps=1000", "logger=csv", f"hydra/launcher={launcher}"]
-    process = start("-m", *SHORT, *endless, "trainer.devices=2", "seed=0,1", cwd=scratch)
-    deadline = time.monotonic() + 300
-    while not list(scratch.glob("multirun/*/0/metrics.csv")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    endless = ["plan.epochs=100", "plan.kd_steps=1000", "logger=csv", "trainer.devices=2"]
+    process = start("-m", *SHORT, *endless, f"hydra/launcher={launcher}", "seed=0,1", cwd=scratch)
     try:
+        deadline = time.monotonic() + 300
+        while not list(scratch.glob("multirun/*/0/checkpoints/last.ckpt")):  # after warm-up
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         printed = process.communicate(timeout=60)[0]
     finally:
         assert not left_behind(process)
