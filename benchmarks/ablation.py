@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from runs import machine, mean_and_spread, run_job
+from measuring import machine, mean_and_spread, run_job
 
 VARIANTS = {
     "label text (NAYER)": ["model.conditioning=lte"],

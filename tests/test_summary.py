@@ -15,6 +15,7 @@ DISTILLED = {
     "teacher_parameters": 21_282_122,
     "student_parameters": 11_173_962,
     "images_banked": 160_000,
+    "bank_bytes": 492_800_000,
     "label_agreement": 0.8765,
     "seconds_teacher": 0.0,
     "seconds_synthesis": 1234.56,
@@ -52,10 +53,18 @@ def test_numbers_of_a_distillation_are_printed():
         "student accuracy": "94.32 %",
         "agreement": "96.12 %",
         "parameters": "teacher 21.28 M, student 11.17 M, 1.90x smaller",
-        "images banked": "160,000; the teacher sees the wanted label in 87.65 %",
+        "images banked": "160,000 (492.80 MB); the teacher sees the wanted label in 87.65 %",
         "time, synthesis": "1234.6 s, 130 images/s",
         "time, distillation": "77.0 s, 12,346 images/s",
     }
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(9_876, "0.01 MB"), (999_000_000, "999.00 MB"), (48_168_960_000, "48.17 GB")],
+)
+def test_a_banks_memory_is_in_megabytes_or_gigabytes(count, text):
+    assert f"({text})" in " ".join(rows({**DISTILLED, "bank_bytes": count})["images banked"])
 
 
 def test_numbers_of_a_teachers_training_are_printed():

@@ -7,6 +7,7 @@ from nayer_pl.export import load_classifier, save_classifier
 from nayer_pl.memory import BankOptions, MemoryBank, Plan, SyntheticDataModule
 from nayer_pl.methods import NAYER, DataFreeDistillation, Supervised
 from nayer_pl.networks import Classifier, build_classifier, load_teacher
+from nayer_pl.precision import fastest_precision
 from nayer_pl.synthesis import (
     DeepGenerator,
     EmbeddingFile,
@@ -41,6 +42,7 @@ __all__ = [
     "TextEncoder",
     "build_classifier",
     "class_names",
+    "fastest_precision",
     "load_classifier",
     "load_teacher",
     "save_classifier",

@@ -47,7 +47,12 @@ def check_norms(trainer: Trainer, module: nn.Module) -> None:
 
 def share_only(module: LightningModule, part: str) -> None:
     """Let DDP synchronise the submodule `part`, and leave everything else to each rank."""
-    names = [name for name, _ in [*module.named_parameters(), *module.named_buffers()]]
+    # Under every name: the teacher's tensors stand in two places.
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    names = [name for name, _ in tensors]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
         module, [name for name in names if not name.startswith(f"{part}.")]
     )

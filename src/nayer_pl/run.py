@@ -59,6 +59,7 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             raise KeyboardInterrupt
         summary = {
             "seed": cfg.seed,
+            "precision": str(trainer.precision),
             **method.results(),
             "seconds_teacher": seconds_teacher,
             **phase_figures(timer),

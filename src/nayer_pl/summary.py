@@ -41,8 +41,9 @@ def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     elif "parameters" in summary:
         rows.append(("parameters", _count(summary["parameters"])))
     if "images_banked" in summary:
-        banked = f"{summary['images_banked']:,}; the teacher sees the wanted label in "
-        rows.append(("images banked", banked + _percent(summary["label_agreement"])))
+        banked = f"{summary['images_banked']:,} ({_size(summary['bank_bytes'])})"
+        seen = f"the teacher sees the wanted label in {_percent(summary['label_agreement'])}"
+        rows.append(("images banked", f"{banked}; {seen}"))
     for phase in ("teacher", "synthesis", "distillation", "training"):
         seconds = summary.get(f"seconds_{phase}")
         if seconds:
@@ -58,3 +59,7 @@ def _percent(value: float | None) -> str:
 
 def _count(value: int) -> str:
     return f"{value / 1e6:.2f} M"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"

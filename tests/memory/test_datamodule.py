@@ -1,3 +1,4 @@
+import tempfile
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -89,6 +90,8 @@ def set_up(data, rank=0, epoch=0, ranks=1):
     data.trainer = SimpleNamespace(
         global_rank=rank,
         world_size=ranks,
+        num_devices=ranks,
+        default_root_dir=tempfile.gettempdir(),
         current_epoch=epoch,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         state=SimpleNamespace(fn=TrainerFn.FITTING),
@@ -284,6 +287,29 @@ def test_round_smaller_than_the_classes_is_refused(size):
 def test_round_of_one_full_set_is_enough():
     data = set_up(datamodule(plan=Plan(round_size=CLASSES)))
     assert sorted(next(iter(data.train_dataloader())).targets.tolist()) == list(range(CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"device": "gpu"}, "'gpu'"), ({"device": "cuda:0"}, "'cuda:0'"), ({"capacity": 0}, "not 0")],
+)
+def test_bank_options_that_cannot_be_are_refused_at_once(options, message):
+    with pytest.raises(InputError, match=message):
+        BankOptions(**options)
+
+
+def test_batches_from_the_host_are_pinned_for_a_gpu(monkeypatch):
+    """A copy from memory that is not pinned would wait for the GPU (CUDA programming guide)."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    data = set_up(datamodule(bank=BankOptions(device="disk")))
+    data.add(torch.rand(6, *SHAPE), torch.arange(6))
+    data._batch()
+    assert pinned == []
+    data.trainer.strategy.root_device = torch.device("cuda", 0)
+    images, labels = data._batch()
+    assert pinned[0] is images
+    assert pinned[1] is labels
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5])

@@ -16,11 +16,15 @@ class Spy(Callback):
         self.rounds, self.steps = [], []
 
     def on_fit_start(self, trainer, method):
-        judge, synthesise = method._judge, method.synthesise
+        make, judge, synthesise = method._make, method._judge, method.synthesise
+
+        def spy_make(targets):
+            self.made = make(targets)
+            return self.made
 
         def spy_judge(images, targets, warm_up):
             terms = judge(images, targets, warm_up)
-            self.steps.append((images.detach(), {k: v.detach() for k, v in terms.items()}))
+            self.steps.append((self.made.detach(), {k: v.detach() for k, v in terms.items()}))
             return terms
 
         def spy_synthesise(targets, warm_up):
@@ -29,7 +33,8 @@ class Spy(Callback):
             self.rounds.append((images, history, self.steps, warm_up, targets))
             return images, history
 
-        method._judge, method.synthesise = spy_judge, spy_synthesise
+        method._make, method._judge = spy_make, spy_judge
+        method.synthesise = spy_synthesise
 
 
 def test_images_of_the_lowest_loss_are_kept(tiny_method, tiny_data, fit):
@@ -148,7 +153,7 @@ def test_augmentation_is_seen_by_the_judges_but_not_banked(tiny_method, tiny_dat
     spy = Spy()
     method = tiny_method(augmentation=Augmentation(2, flip=True))
     teacher_saw = []
-    method.teacher.register_forward_pre_hook(lambda _, inputs: teacher_saw.append(inputs[0]))
+    method.statistics.register_forward_pre_hook(lambda _, inputs: teacher_saw.append(inputs[0]))
     data = tiny_data()
     fit(method, data, callbacks=[spy])
     images = spy.rounds[0][0]

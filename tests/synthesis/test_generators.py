@@ -5,6 +5,7 @@ from torch import nn
 
 from nayer_pl import Generator, InputError
 from nayer_pl.synthesis import DeepGenerator
+from nayer_pl.synthesis.generators import UpsampledConv
 
 
 def second_implementation(generator, features, shape, upsamplings):
@@ -74,6 +75,26 @@ def test_deep_generator_has_five_convolutions_from_fourteen_pixels():
     linear = next(m for m in generator.modules() if isinstance(m, nn.Linear))
     assert convolutions == [512, 256, 128, 64, 3]
     assert linear.out_features == 512 * 14 * 14
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 8, 6), (1, 3, 1, 1), (3, 4, 7, 2)])
+@pytest.mark.parametrize("out_channels", [5, 32])
+def test_upsampled_convolution_is_upsampling_then_convolution(shape, out_channels):
+    fast = UpsampledConv(shape[1], out_channels).double()
+    plain = nn.Sequential(
+        nn.Upsample(scale_factor=2), nn.Conv2d(shape[1], out_channels, 3, padding=1)
+    )
+    plain = plain.double()
+    plain[1].load_state_dict(fast.state_dict())
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    wanted = torch.randn(shape[0], out_channels, 2 * shape[2], 2 * shape[3], dtype=torch.float64)
+    results = []
+    for module in (fast, plain):
+        out = module(x)
+        gradients = torch.autograd.grad((out * wanted).sum(), [x, *module.parameters()])
+        results.append([out, *gradients])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_channels_are_never_more_than_allowed():

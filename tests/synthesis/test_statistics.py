@@ -80,9 +80,8 @@ def expected_loss(net, moments):
     return total
 
 
-def watch(matching, net, x):
-    with matching.watching():
-        net(x)
+def watch(matching, x):
+    matching(x)
     return float(matching.loss())
 
 
@@ -90,7 +89,7 @@ def test_first_round_counts_its_own_batch_alone(teacher):
     matching = StatisticsMatching(teacher)
     for seed in (1, 2):
         expected = expected_loss(teacher, by_hand(teacher, images(seed)))
-        assert watch(matching, teacher, images(seed)) == pytest.approx(expected, rel=1e-5)
+        assert watch(matching, images(seed)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_later_rounds_average_with_the_last_step_of_each_earlier_one(teacher):
@@ -100,7 +99,7 @@ def test_later_rounds_average_with_the_last_step_of_each_earlier_one(teacher):
         for seed in last_seeds:
             moments = by_hand(teacher, images(seed))
             moments = moments if average is None else mixed(moments, average)
-            assert watch(matching, teacher, images(seed)) == pytest.approx(
+            assert watch(matching, images(seed)) == pytest.approx(
                 expected_loss(teacher, moments), rel=1e-5
             )
         matching.finish_round()
@@ -110,23 +109,19 @@ def test_later_rounds_average_with_the_last_step_of_each_earlier_one(teacher):
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_momentum_is_the_weight_of_the_past(teacher, momentum):
     matching = StatisticsMatching(teacher, momentum)
-    watch(matching, teacher, images(1))
+    watch(matching, images(1))
     matching.finish_round()
     moments = mixed(by_hand(teacher, images(2)), by_hand(teacher, images(1)), momentum)
-    assert watch(matching, teacher, images(2)) == pytest.approx(
-        expected_loss(teacher, moments), rel=1e-5
-    )
+    assert watch(matching, images(2)) == pytest.approx(expected_loss(teacher, moments), rel=1e-5)
 
 
 def test_rounds_may_differ_in_size(teacher):
     matching = StatisticsMatching(teacher)
-    watch(matching, teacher, images(1, batch=3))
+    watch(matching, images(1, batch=3))
     matching.finish_round()
     small, large = images(1, batch=3), images(2, batch=9)
     moments = mixed(by_hand(teacher, large), by_hand(teacher, small))
-    assert watch(matching, teacher, large) == pytest.approx(
-        expected_loss(teacher, moments), rel=1e-5
-    )
+    assert watch(matching, large) == pytest.approx(expected_loss(teacher, moments), rel=1e-5)
 
 
 def test_loss_vanishes_where_the_teacher_expects_exactly_this_batch(teacher):
@@ -137,14 +132,13 @@ def test_loss_vanishes_where_the_teacher_expects_exactly_this_batch(teacher):
     _, last = by_hand(teacher, x)
     teacher.last_norm.running_mean.copy_(torch.from_numpy(last[0]))
     teacher.last_norm.running_var.copy_(torch.from_numpy(last[1]))
-    assert watch(StatisticsMatching(teacher), teacher, x) == pytest.approx(0, abs=1e-5)
+    assert watch(StatisticsMatching(teacher), x) == pytest.approx(0, abs=1e-5)
 
 
 def test_gradient_reaches_the_images_through_the_share_of_this_batch(teacher):
     def gradient(matching):
         x = images(2).requires_grad_()
-        with matching.watching():
-            teacher(x)
+        matching(x)
         matching.loss().backward()
         return x.grad
 
@@ -155,7 +149,7 @@ def test_gradient_reaches_the_images_through_the_share_of_this_batch(teacher):
         return rise / (2 * step)
 
     matching = StatisticsMatching(teacher)
-    watch(matching, teacher, images(1))
+    watch(matching, images(1))
     matching.finish_round()
     direction = torch.randn(images(2).shape, generator=torch.Generator().manual_seed(9)).double()
     along = float((gradient(matching) * direction).sum())
@@ -167,8 +161,7 @@ def test_teacher_is_neither_trained_nor_changed(teacher):
     matching = StatisticsMatching(teacher)
     x = images(1).requires_grad_()
     for _ in range(2):
-        with matching.watching():
-            teacher(x)
+        matching(x)
         matching.loss().backward()
         matching.finish_round()
     assert x.grad.abs().sum() > 0
@@ -180,34 +173,41 @@ def test_teacher_is_neither_trained_nor_changed(teacher):
 def test_average_carries_no_graph(teacher):
     matching = StatisticsMatching(teacher)
     first = images(1).requires_grad_()
-    with matching.watching():
-        teacher(first)
+    matching(first)
     matching.finish_round()
-    with matching.watching():
-        teacher(images(2).requires_grad_())
+    matching(images(2).requires_grad_())
     matching.loss().backward()
     assert first.grad is None
 
 
-def test_nothing_is_watched_outside_the_block(teacher):
+def test_the_teacher_itself_is_not_watched(teacher):
     matching = StatisticsMatching(teacher)
-    loss = watch(matching, teacher, images(1))
+    loss = watch(matching, images(1))
     teacher(images(2))
     assert float(matching.loss()) == loss
     assert not any(module._forward_pre_hooks for module in teacher.modules())
 
 
-def test_hooks_go_when_the_block_fails(teacher):
+def test_the_watched_teacher_is_the_teacher(teacher):
     matching = StatisticsMatching(teacher)
-    with pytest.raises(RuntimeError), matching.watching():
-        teacher(torch.rand(1, 7, 3, 3))
-    assert not any(module._forward_pre_hooks for module in teacher.modules())
+    assert torch.equal(matching(images(1)), teacher(images(1)))
+    teacher.load_state_dict({key: value * 0.5 for key, value in teacher.state_dict().items()})
+    assert torch.equal(matching(images(1)), teacher(images(1)))
+    shared = {id(parameter) for parameter in teacher.parameters()}
+    assert {id(parameter) for parameter in matching.parameters()} == shared
+
+
+def test_a_norm_that_sees_nothing_is_at_home(teacher):
+    teacher.unused = nn.BatchNorm2d(7)
+    assert watch(StatisticsMatching(teacher), images(1)) == pytest.approx(
+        expected_loss(teacher, by_hand(teacher, images(1))), rel=1e-5
+    )
 
 
 def test_only_two_dimensional_norms_with_running_statistics_count():
     norms = nn.BatchNorm2d(2), nn.BatchNorm2d(2, track_running_stats=False), nn.BatchNorm1d(2)
     matching = StatisticsMatching(nn.Sequential(*norms))
-    assert matching.norms == [norms[0]]
+    assert [norm.weight for norm in matching.norms] == [norms[0].weight]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (4, 3, 5, 2), (2, 6, 1, 1)])
@@ -247,3 +247,10 @@ def test_channel_moments_of_channels_last_images_are_the_same():
         mean, variance = ChannelMoments.apply(y)
         (mean.square().sum() + variance.square().sum()).backward()
     torch.testing.assert_close(x.grad, other.grad)
+
+
+def test_channel_moments_of_bfloat16_are_summed_in_float32():
+    x = (torch.randn(32, 3, 32, 32) + 2).bfloat16().to(memory_format=torch.channels_last)
+    exact = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    for result, expected in zip(ChannelMoments.apply(x), reversed(exact), strict=True):
+        torch.testing.assert_close(result, expected.float(), rtol=1e-3, atol=0)

@@ -21,6 +21,7 @@ class MemoryBank:
         capacity: images it can hold.
         image_shape: (C, H, W).
         device: where it lives; sampling happens there.
+        memory: where the images go instead, uint8, as many bytes as they need (`allocate`).
 
     >>> bank = MemoryBank(capacity=4, image_shape=(1, 2, 2))
     >>> bank.add(torch.rand(6, 1, 2, 2), torch.arange(6))
@@ -29,14 +30,22 @@ class MemoryBank:
     """
 
     def __init__(
-        self, capacity: int, image_shape: Sequence[int], device: torch.device | str = "cpu"
+        self,
+        capacity: int,
+        image_shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        memory: Tensor | None = None,
     ) -> None:
         if capacity < 1:
             raise InputError(f"A memory bank needs room for at least one image, not {capacity}.")
         self.capacity = capacity
         self.added = 0
-        self._images = torch.empty((capacity, *image_shape), dtype=torch.uint8, device=device)
-        self._labels = torch.empty(capacity, dtype=torch.int64, device=device)
+        channels, height, width = image_shape
+        shape = (capacity, height, width, channels)  # channels last, as convolutions like it
+        if memory is None:
+            memory = torch.empty(shape, dtype=torch.uint8, device=device)
+        self._pixels = memory.view(shape)
+        self._labels = torch.empty(capacity, dtype=torch.int64, device=memory.device)
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
@@ -44,18 +53,23 @@ class MemoryBank:
     @property
     def device(self) -> torch.device:
         """Where the images are."""
-        return self._images.device
+        return self._pixels.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that images and labels take, with the room for those to come."""
+        return self._pixels.nbytes + self._labels.nbytes
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        channels, height, width = self._images.shape[1:]
+        height, width, channels = self._pixels.shape[1:]
         return channels, height, width
 
     @property
     def images(self) -> Tensor:
         """All images held, uint8 [len, C, H, W]; a view, in no order of age once the ring turns."""
-        return self._images[: len(self)]
+        return self._pixels[: len(self)].permute(0, 3, 1, 2)
 
     @property
     def labels(self) -> Tensor:
@@ -70,7 +84,7 @@ class MemoryBank:
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor) -> None:
         """Keep images, [B, C, H, W] uint8 or floats in [0, 1], and labels [B]."""
-        if images.shape[1:] != self._images.shape[1:] or labels.shape != images.shape[:1]:
+        if images.shape[1:] != self.image_shape or labels.shape != images.shape[:1]:
             raise InputError(
                 f"The bank holds images of shape {self.image_shape}, one label each; given images "
                 f"{tuple(images.shape)} and labels {tuple(labels.shape)}."
@@ -78,13 +92,15 @@ class MemoryBank:
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise InputError(f"The bank takes uint8 or floats in [0, 1], not {images.dtype}.")
         if images.dtype != torch.uint8:
-            images = images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
-        first = max(0, len(images) - self.capacity)
-        slots = torch.arange(self.added + first, self.added + len(images), device=self.device)
-        slots %= self.capacity
-        self._images[slots] = images[first:].to(self.device)
-        self._labels[slots] = labels[first:].to(self.device, torch.int64)
+            images = images.mul(255).round_().clamp_(0, 255)
+            images = images.to(torch.int16).to(torch.uint8)  # the direct way takes a CPU longer
         self.added += len(images)
+        images, labels = images[-self.capacity :].permute(0, 2, 3, 1), labels[-self.capacity :]
+        first = (self.added - len(images)) % self.capacity
+        room = self.capacity - first  # before the ring begins anew
+        for slot, part in ((first, slice(0, room)), (0, slice(room, None))):
+            slots = slice(slot, slot + len(images[part]))
+            self._pixels[slots], self._labels[slots] = images[part], labels[part]
 
     def sample(
         self,
@@ -92,14 +108,18 @@ class MemoryBank:
         rng: torch.Generator | None = None,
         augmentation: Augmentation | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw with replacement: images uint8 [count, C, H, W], augmented, and labels [count]."""
+        """Draw with replacement: images uint8 [count, C, H, W], augmented, and labels [count].
+
+        The images are channels last in memory.
+        """
         if not len(self):
             raise InputError(
                 "The memory bank is empty: a distillation step came before any synthesis round; "
                 "give the plan a warm-up or rounds per epoch."
             )
         index = torch.randint(len(self), (count,), device=self.device, generator=rng)
-        images = self._images[index]
+        # Unlike indexing, this copies whole images.
+        images = self._pixels.index_select(0, index).permute(0, 3, 1, 2)
         if augmentation is not None:
             images = augmentation(images, rng)
         return images, self._labels[index]
@@ -107,7 +127,7 @@ class MemoryBank:
     def save(self, path: str | Path) -> None:
         """Write images and labels to a `.safetensors` file, oldest first."""
         order = self.by_age()
-        content = {"images": self.images[order], "labels": self.labels[order]}
+        content = {"images": self.images[order].contiguous(), "labels": self.labels[order]}
         save_file({name: tensor.cpu() for name, tensor in content.items()}, path)
 
     def add_from(self, path: str | Path) -> None:

@@ -22,6 +22,7 @@ from nayer_pl.memory.plan import (
     WorkItem,
     round_targets,
 )
+from nayer_pl.memory.storage import PLACES, allocate
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,20 @@ class BankOptions:
 
     Args:
         capacity: images it holds, over all ranks; None for all that the plan makes.
-        device: "cpu", "cuda", or None for the trainer's device.
+        device: "cpu", "cuda", "disk" (a file in the trainer's `default_root_dir`), or None for the
+            trainer's device; where it does not fit, the next of these places is taken.
         initial: a saved bank to start from; None starts empty.
     """
 
     capacity: int | None = None
     device: str | None = None
     initial: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.capacity is not None and self.capacity < 1:
+            raise InputError(f"bank.capacity must be at least 1 image, not {self.capacity}.")
+        if self.device not in PLACES:
+            raise InputError(f"bank.device is null, cpu, cuda or disk, not '{self.device}'.")
 
 
 class SyntheticDataModule(LightningDataModule):
@@ -106,32 +114,42 @@ class SyntheticDataModule(LightningDataModule):
         assert self.trainer is not None
         # Warm-up and distillation epochs differ in length: the trainer must ask every time.
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
-        device = self.bank_options.device or self.trainer.strategy.root_device
         self.share = Share(self.trainer.global_rank, self.trainer.world_size)
         images, labels = self._initial_images()
         self.share.check(self.plan, len(images))
-        self.rng = torch.Generator(device).manual_seed(stream_seed(self.seed, self.share.rank, 0))
-        self.label_rng = torch.Generator().manual_seed(stream_seed(self.seed, self.share.rank, 1))
-        self.bank = self._start_bank(images, labels, device)
-        capacity = self.bank.capacity
+        self.bank = self._start_bank(images, labels)
+        seeds = [stream_seed(self.seed, self.share.rank, purpose) for purpose in (0, 1)]
+        self.rng = torch.Generator(self.bank.device).manual_seed(seeds[0])
+        self.label_rng = torch.Generator().manual_seed(seeds[1])
         if not self.has_real_images:
-            room = max(1, round(capacity * self.held_back_share))
-            self.held_back = MemoryBank(room, self.image_shape, device)
+            room = max(1, round(self.bank.capacity * self.held_back_share))
+            self.held_back = self._new_bank(room)
 
     def _initial_images(self) -> tuple[Tensor, Tensor]:
         if self.bank_options.initial:
             return read_bank(self.bank_options.initial)
         return torch.empty((0, *self.image_shape)), torch.empty(0, dtype=torch.int64)
 
-    def _start_bank(self, images: Tensor, labels: Tensor, device: torch.device | str) -> MemoryBank:
+    def _start_bank(self, images: Tensor, labels: Tensor) -> MemoryBank:
         rank, ranks = self.share.rank, self.share.ranks
         images, labels = images[rank::ranks], labels[rank::ranks]
         own_rounds = self.share.rounds(0, self.plan.rounds_before(self.plan.max_epochs))
         capacity = -(-(self.bank_options.capacity or 0) // ranks)
         all_images = len(images) + own_rounds * self.plan.round_size
-        bank = MemoryBank(capacity or all_images, self.image_shape, device)
+        bank = self._new_bank(capacity or all_images)
         bank.add(images, labels)
         return bank
+
+    def _new_bank(self, capacity: int) -> MemoryBank:
+        assert self.trainer is not None
+        memory = allocate(
+            (capacity, *self.image_shape),
+            self.trainer.strategy.root_device,
+            self.bank_options.device,
+            self.trainer.default_root_dir,
+            self.trainer.num_devices,
+        )
+        return MemoryBank(capacity, self.image_shape, memory=memory)
 
     def add(self, images: Tensor, labels: Tensor) -> None:
         """Bank the images of one round; some go to the held-back ones if nothing else evaluates."""
@@ -152,7 +170,12 @@ class SyntheticDataModule(LightningDataModule):
 
     def _batch(self) -> DistillationBatch:
         size = self.plan.batch_size // self.share.ranks
-        return DistillationBatch(*self.bank.sample(size, self.rng, self.augmentation))
+        images, labels = self.bank.sample(size, self.rng, self.augmentation)
+        assert self.trainer is not None
+        if self.trainer.strategy.root_device.type == "cuda" and self.bank.device.type == "cpu":
+            # From memory that is not pinned, the transfer would wait for the GPU.
+            images, labels = images.pin_memory(), labels.pin_memory()
+        return DistillationBatch(images, labels)
 
     def val_dataloader(self) -> "Batches | HeldBackBatches | list[Batches]":
         """What the student is judged on after an epoch; nothing while it has not learned."""

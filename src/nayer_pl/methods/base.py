@@ -25,6 +25,7 @@ from nayer_pl.methods.divergence import not_finite
 from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
 from nayer_pl.methods.results import sum_up
 from nayer_pl.networks.classifier import Classifier, frozen
+from nayer_pl.networks.folding import folded
 from nayer_pl.synthesis.losses import distillation_loss
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class DataFreeDistillation(LightningModule, ABC):
             distillation epochs.
         momentum, weight_decay: of the student's SGD.
         check_teacher: stop before any synthesis if the teacher does no better than a guesser.
+        compile: let `torch.compile` fuse the steps; it takes a minute or more before the first one.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class DataFreeDistillation(LightningModule, ABC):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         check_teacher: bool = True,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if teacher is student:
@@ -69,7 +72,7 @@ class DataFreeDistillation(LightningModule, ABC):
         self.student_updates = 0
         self.rounds = 0
         self.evaluation = Evaluation()
-        self.check_teacher = check_teacher
+        self.check_teacher, self.compiles = check_teacher, compile
         self._results: dict[str, Any] = {}
         # A mean that leaves NaN out would hide what must stop the run.
         self.kd_loss = MeanMetric(nan_strategy="disable")
@@ -132,9 +135,7 @@ class DataFreeDistillation(LightningModule, ABC):
         return None
 
     def _distillation_step(self, batch: DistillationBatch) -> None:
-        with torch.no_grad():
-            teacher_logits = self.teacher(batch.images)
-        loss = distillation_loss(self.student(batch.images), teacher_logits, self.temperature)
+        loss = self._distillation_loss(batch.images)
         optimizer = self._optimizers()[0]
         optimizer.zero_grad()
         self.manual_backward(loss)
@@ -145,6 +146,11 @@ class DataFreeDistillation(LightningModule, ABC):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.student_updates % every == 0:
             self._report_kd_loss()
+
+    def _distillation_loss(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher_logits = self._ask_teacher(images)
+        return distillation_loss(self.student(images), teacher_logits, self.temperature)
 
     def _report_kd_loss(self) -> None:
         if not self.kd_loss.update_count:
@@ -180,6 +186,9 @@ class DataFreeDistillation(LightningModule, ABC):
                     f"The {name} has {outputs} outputs, but the data set has {wanted} classes; "
                     "they must be the same."
                 )
+        # A bound method: as an attribute, a copy of the teacher would be saved and moved about.
+        self._ask_teacher = folded(self.teacher, shape).forward
+        self._compile_steps()
         if self.datamodule.has_real_images:
             batches = self.datamodule.evaluation_batches()
             accuracy, images = self.evaluation.ask(self.teacher, batches, self._prepare)
@@ -190,6 +199,16 @@ class DataFreeDistillation(LightningModule, ABC):
                 )  # fmt: skip
             if self.check_teacher:
                 stop_at_chance(accuracy, images, wanted)
+
+    def steps_to_compile(self) -> list[str]:
+        """Names of the methods that `compile` fuses, each as one graph."""
+        return ["_distillation_loss"]
+
+    def _compile_steps(self) -> None:
+        # Functions, not modules: neither parameter names nor evaluation change.
+        if self.compiles:
+            for name in self.steps_to_compile():
+                setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
 
     def _prepare(self, batch: list[Tensor]) -> Any:
         on_device = [tensor.to(self.device) for tensor in batch]
@@ -259,7 +278,8 @@ class DataFreeDistillation(LightningModule, ABC):
         """Save what all ranks have in common, without the teacher (it has a file of its own)."""
         ranks.average_statistics(self.student)  # in place: the saved state is not a copy
         state = checkpoint["state_dict"]
-        for key in [key for key in state if key.startswith("teacher.")]:
+        # It also stands, watched, one level deeper.
+        for key in [key for key in state if "teacher" in key.split(".")[:2]]:
             del state[key]
         checkpoint["progress"] = {"student_updates": self.student_updates, "rounds": self.rounds}
 

@@ -120,6 +120,10 @@ class NAYER(DataFreeDistillation):
         parameters = [*self.conditioning.parameters(), *self.generator.parameters()]
         return [Adam(parameters, lr=self.generator_lr, betas=self.generator_betas, fused=True)]
 
+    def steps_to_compile(self) -> list[str]:
+        """The generator's step in two graphs, because crops are drawn between them."""
+        return [*super().steps_to_compile(), "_make", "_judge"]
+
     def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One round (NAYER, algorithm 1): the images of the step with the lowest loss."""
         optimizer = self._optimizers()[1]
@@ -130,8 +134,9 @@ class NAYER(DataFreeDistillation):
         kept = torch.zeros((), device=self.device)
         for step in range(self.generator_steps):
             self.show_step(step + 1, self.generator_steps)
-            images = self.generator(self.conditioning(targets))
-            terms = self._judge(images, targets, warm_up)
+            images = self._make(targets)
+            seen = images if self.augmentation is None else self.augmentation(images, self.rng)
+            terms = self._judge(seen, targets, warm_up)
             history.append({name: term.detach() for name, term in terms.items()})
             # Chosen on the device: asking which loss is lower would wait for it at every step.
             better = history[-1]["loss"] < lowest
@@ -143,12 +148,12 @@ class NAYER(DataFreeDistillation):
         self.statistics.finish_round()
         return kept, {name: torch.stack([step[name] for step in history]) for name in history[0]}
 
+    def _make(self, targets: Tensor) -> Tensor:
+        return self.generator(self.conditioning(targets))
+
     def _judge(self, images: Tensor, targets: Tensor, warm_up: bool) -> dict[str, Tensor]:
         """L = bn_weight L_bn + ce_weight L_ce + adv_weight L_adv, and its terms (equation 5)."""
-        if self.augmentation is not None:
-            images = self.augmentation(images, self.rng)
-        with self.statistics.watching():
-            teacher_logits = self.teacher(images)
+        teacher_logits = self.statistics(images)
         terms = {"ce": label_loss(teacher_logits, targets)}
         loss = self.ce_weight * terms["ce"]
         if self.bn_weight:

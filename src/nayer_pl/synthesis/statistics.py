@@ -4,8 +4,8 @@ After DeepInversion (arXiv 1912.08795, equation 4), with the batch statistics av
 synthesis rounds, as NAYER's authors do: a single round is too small a sample of the data.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,88 +16,101 @@ Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel
 
 
 class ChannelMoments(torch.autograd.Function):
-    """Mean and biased variance of every channel: [B, C, H, W] -> [C], [C].
+    """Mean and biased variance of every channel: [B, C, H, W] -> [C], [C], at least float32.
 
-    `torch.var_mean` in value; its own derivative takes several passes over the images, this one
-    takes one.
+    `torch.var_mean` in value, but by BatchNorm's own kernel, which is many times faster on images
+    whose channels are last; and differentiated in one pass over the images.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Statistics:
-        """Two passes, so that a large mean does not cancel a small variance."""
-        mean = x.mean((0, 2, 3), keepdim=True)
-        variance = (x - mean).square().mean((0, 2, 3))
+        """One call, which sums in float32 also where x has fewer digits."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        unused = x.new_zeros(x.shape[1], dtype=dtype)  # running averages
+        mean, variance = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)
         ctx.save_for_backward(x, mean)
-        return mean.flatten(), variance
+        return mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         """d mean / dx = 1 / n and d variance / dx = 2 (x - mean) / n."""
         x, mean = ctx.saved_tensors
-        grad_mean, grad_variance = (grad.view_as(mean) for grad in grads)
         per_channel = x.shape[1] / x.numel()
-        slope = 2 * per_channel * grad_variance
-        return torch.addcmul(per_channel * grad_mean - slope * mean, x, slope)
+        slope = 2 * per_channel * grads[1]
+        offset = per_channel * grads[0] - slope * mean
+        offset, slope = (each.to(x.dtype).view(1, -1, 1, 1) for each in (offset, slope))
+        return torch.addcmul(offset, x, slope)
 
 
-class StatisticsMatching:
-    """L_bn of a frozen teacher; looks at it only inside `watching`.
+class StatisticsMatching(nn.Module):
+    """The teacher under observation: its logits, and how far its BatchNorms' inputs are from home.
+
+    Calling it asks a twin of the teacher, which shares all of its tensors and is watched; the
+    teacher itself stays free of hooks.
 
     Args:
-        teacher: its BatchNorm2d layers hold the mean and variance of real data.
+        teacher: frozen; its BatchNorm2d layers hold the mean and variance of real data.
         momentum: weight of the running average over earlier rounds.
     """
 
+    average: Tensor
+    past: Tensor
+    layer: Tensor
+
     def __init__(self, teacher: nn.Module, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.teacher, self.momentum = twin(teacher), momentum
         self.norms = [
             module
-            for module in teacher.modules()
+            for module in self.teacher.modules()
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
         ]
-        self.momentum = momentum
-        self._batch: dict[nn.Module, Statistics] = {}
-        self._average: dict[nn.Module, Statistics] = {}
+        for norm in self.norms:
+            norm.register_forward_pre_hook(self._take)
+        self._taken: dict[nn.Module, Statistics] = {}
+        # All layers side by side in one row for the means and one for the variances: a network
+        # has hundreds of small statistics, and arithmetic on each alone would take longer.
+        sizes = torch.tensor([norm.num_features for norm in self.norms], dtype=torch.int64)
+        layer = torch.arange(len(sizes)).repeat_interleave(sizes)
+        self.register_buffer("layer", layer, persistent=False)
+        self.register_buffer("average", torch.zeros(2, len(layer)))
+        self.register_buffer("past", torch.zeros(()))  # weight of the average: none at first
+        self._mixed = self.average
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Take the statistics of the BatchNorm inputs of the forward pass in this block."""
-        self._batch = {}
-        hooks = [norm.register_forward_pre_hook(self._take) for norm in self.norms]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def forward(self, images: Tensor) -> Tensor:
+        """The teacher's logits, [B, C, H, W] -> [B, num_classes]; `loss` is about this call."""
+        self._taken = {}
+        return self.teacher(images)
 
     def _take(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._batch[norm] = self._mixed(norm, ChannelMoments.apply(inputs[0].float()))
-
-    def _mixed(self, norm: nn.Module, new: Statistics) -> Statistics:
-        if norm not in self._average:
-            return new
-        old, weight = self._average[norm], self.momentum
-        return (
-            weight * old[0] + (1 - weight) * new[0],
-            weight * old[1] + (1 - weight) * new[1],
-        )
+        self._taken[norm] = ChannelMoments.apply(inputs[0])
 
     def loss(self) -> Tensor:
-        """Sum over layers of ||variance - v||_2 + ||mean - m||_2, for the last forward pass.
+        """Sum over layers of ||variance - v||_2 + ||mean - m||_2, for the last call.
 
         (m, v) is 0.1 times the batch plus 0.9 times the running average over earlier rounds; the
         first round's batch stands alone. Variances are biased.
         """
-        distances = [
-            torch.linalg.vector_norm(norm.get_buffer("running_mean") - mean)
-            + torch.linalg.vector_norm(norm.get_buffer("running_var") - variance)
-            for norm, (mean, variance) in self._batch.items()
-        ]
-        return torch.stack(distances).sum()
+        home = [(n.get_buffer("running_mean"), n.get_buffer("running_var")) for n in self.norms]
+        taken = [self._taken.get(norm, at) for norm, at in zip(self.norms, home, strict=True)]
+        self._mixed = torch.lerp(_side_by_side(taken), self.average, self.past)
+        squares = (_side_by_side(home) - self._mixed).square()
+        per_layer = squares.new_zeros(2, len(self.norms)).index_add(1, self.layer, squares)
+        return (per_layer + 1e-30).sqrt().sum()  # the root of zero has no derivative
 
     def finish_round(self) -> None:
-        """Let the last forward pass into the running average."""
-        self._average = {
-            norm: (mean.detach(), variance.detach())
-            for norm, (mean, variance) in self._batch.items()
-        }
+        """Let the last call into the running average."""
+        self.average.copy_(self._mixed.detach())
+        self.past.fill_(self.momentum)
+
+
+def _side_by_side(statistics: Sequence[Statistics]) -> Tensor:
+    """Mean and variance [C] of each layer -> [2, sum of C]."""
+    return torch.stack([torch.cat(row) for row in zip(*statistics, strict=True)])
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A second module with the same parameters and buffers, not copies of them."""
+    shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    return copy.deepcopy(module, shared)

@@ -1,4 +1,4 @@
-"""Runs jobs of train.py one after another and gathers their summaries."""
+"""What the scripts share: jobs of train.py one after another, clocks, names of machines."""
 
 import json
 import os
@@ -52,3 +52,23 @@ def machine() -> str:
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, Python {platform.python_version()}"
     )
+
+
+def synchronize() -> None:
+    """Wait for the device, if there is one to wait for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
+    """Operations per second that this machine reaches in large matrix products of `dtype`."""
+    size = 8192 if torch.device(device).type == "cuda" else 1536
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        synchronize()
+        started = time.perf_counter()
+        a @ b
+        synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(seconds[1:])

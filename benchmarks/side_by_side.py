@@ -1,0 +1,163 @@
+"""Ours, as a real Trainer runs it, and the published rendering of the same work, in turn."""
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from measuring import synchronize
+from published import Published
+from torch.utils.flop_counter import FlopCounterMode
+
+from nayer_pl import (
+    NAYER,
+    Augmentation,
+    Classifier,
+    Plan,
+    SyntheticDataModule,
+    build_classifier,
+)
+from nayer_pl.memory.plan import DistillationBatch, SynthesisRound
+from nayer_pl.precision import fastest_precision
+from nayer_pl.run import quiet_lightning
+
+IMAGE_SHAPE, CLASSES, TEXT, FEATURES = (3, 32, 32), 10, 512, 1000
+
+
+class SideBySide:
+    """A method of ours with its data, and `published`, which starts from the same weights.
+
+    Args:
+        pair: "teacher-student", names in `nayer_pl.networks`.
+        plan: of one run; its last epochs are what is measured.
+        generator_steps: in a round.
+        compiled: `model.compile`.
+        precision: `trainer.precision`; "auto" is the fastest of this machine.
+    """
+
+    def __init__(
+        self,
+        pair: str,
+        plan: Plan,
+        generator_steps: int,
+        compiled: bool = False,
+        precision: str = "auto",
+    ) -> None:
+        seed_everything(0, verbose=False)
+        quiet_lightning()
+        self.plan, self.generator_steps = plan, generator_steps
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.precision = fastest_precision() if precision == "auto" else precision
+        teacher, student = (network(name) for name in pair.split("-"))
+        self.datamodule = SyntheticDataModule(
+            IMAGE_SHAPE, CLASSES, plan, evaluation=False, augmentation=Augmentation()
+        )
+        label_text = torch.randn(CLASSES, TEXT)
+        plain = [copy.deepcopy(net).to(self.device) for net in (teacher, student)]
+        self.method = NAYER(
+            teacher,
+            student,
+            IMAGE_SHAPE,
+            label_text,
+            noisy_features=FEATURES,
+            generator_steps=generator_steps,
+            augmentation=Augmentation(),
+            round_size=plan.round_size,
+            check_teacher=False,
+            compile=compiled,
+        )
+        generator = copy.deepcopy(self.method.generator).to(self.device)
+        self.published = Published(
+            *plain, generator, label_text.to(self.device), FEATURES, plan.round_size
+        )
+
+    def run(self, callback: Callback) -> None:
+        """Train, with `callback` measuring."""
+        trainer = Trainer(
+            devices=1,
+            precision=self.precision,
+            max_epochs=self.plan.max_epochs,
+            callbacks=[callback],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+        )
+        trainer.fit(self.method, datamodule=self.datamodule)
+
+    def facts(self) -> dict[str, Any]:
+        """What the figures depend on."""
+        return {
+            "precision": self.precision,
+            "compile": self.method.compiles,
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+
+def network(name: str) -> Classifier:
+    """An untrained network: what a step costs does not depend on what it knows."""
+    description = {"_target_": f"nayer_pl.networks.{name}", "num_classes": CLASSES}
+    net = build_classifier(description, mean=[0.5] * 3, std=[0.25] * 3)
+    with torch.no_grad():  # statistics and activations of a sane size
+        net.train()(torch.rand(32, *IMAGE_SHAPE))
+    return net
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long it takes, the device included."""
+    synchronize()
+    started = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - started
+
+
+class EachItem(Callback):
+    """Times every work item of ours, then the published rendering of it; the first of a kind not.
+
+    `seconds` holds pairs (ours, published) of one generator step and of one distillation step;
+    `operations` what one of ours multiplies and adds.
+    """
+
+    def __init__(self, both: SideBySide) -> None:
+        self.both = both
+        self.seconds: dict[str, list[tuple[float, float]]] = {"generator": [], "distillation": []}
+        self.operations: dict[str, float] = {}
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, item: Any, index: int
+    ) -> None:
+        """Start the clock; the first item of a kind is for warming up and counting."""
+        self.kind = "generator" if isinstance(item, SynthesisRound) else "distillation"
+        self.counter = None
+        if self.kind not in self.operations:
+            self.counter = FlopCounterMode(display=False)
+            self.counter.__enter__()
+        synchronize()
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, item: Any, index: int
+    ) -> None:
+        """Stop it, and let the other one work."""
+        synchronize()
+        ours = time.perf_counter() - self.started
+        steps = self.both.generator_steps if self.kind == "generator" else 1
+        if self.counter is not None:
+            self.counter.__exit__(None, None, None)
+            self.operations[self.kind] = self.counter.get_total_flops() / steps
+        theirs = seconds(lambda: self._published(item))
+        if self.counter is None:
+            self.seconds[self.kind].append((ours / steps, theirs / steps))
+
+    def _published(self, item: Any) -> None:
+        published = self.both.published
+        if isinstance(item, DistillationBatch):
+            published.distil(item.images.contiguous())
+        else:
+            published.round(item.targets, self.both.generator_steps)

@@ -1,0 +1,88 @@
+"""A generator step and a distillation step of ours against the published pipeline's, interleaved.
+
+python benchmarks/steps.py [--pair wrn40_2-wrn16_2] [--compile] [--precision 32-true] [--json FILE]
+
+A real Trainer does ours, Lightning's overhead included; after each round and each distillation step
+the published rendering (published.py) does the same on its own copies of the networks.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import machine, matrix_rate
+from side_by_side import EachItem, SideBySide
+
+from nayer_pl import Plan
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pair", default="wrn40_2-wrn16_2", help="teacher-student")
+    parser.add_argument("--round-size", type=int, help="images in a generator step")
+    parser.add_argument("--batch-size", type=int, default=128, help="of a distillation step")
+    parser.add_argument("--steps", type=int, default=2, help="generator steps in a round")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    on_gpu = torch.cuda.is_available()
+    both = SideBySide(
+        arguments.pair,
+        Plan(
+            epochs=1,
+            warmup_epochs=0,
+            rounds_per_epoch=arguments.repetitions + 1,
+            kd_steps=2 * arguments.repetitions + 1,
+            round_size=arguments.round_size or (400 if on_gpu else 60),
+            batch_size=arguments.batch_size,
+        ),
+        arguments.steps,
+        arguments.compile,
+        arguments.precision,
+    )
+    measured = EachItem(both)
+    both.run(measured)
+    figures = {"pair": arguments.pair, **both.facts(), **summarise(measured, both)}
+    print_table(figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")
+
+
+def summarise(measured: EachItem, both: SideBySide) -> dict[str, Any]:
+    """Medians, ratios, and the share of what matrix products reach on this machine."""
+    rates = {
+        str(dtype).removeprefix("torch."): matrix_rate(dtype, both.device)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    figures: dict[str, Any] = {f"matmul_rate_{name}": rate for name, rate in rates.items()}
+    for kind, pairs in measured.seconds.items():
+        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+        figures[f"{kind}_step_seconds"] = ours
+        figures[f"{kind}_step_seconds_published"] = theirs
+        # Of pairs, because a shared machine is slow for both of a pair or for neither.
+        figures[f"{kind}_step_ratio"] = statistics.median(b / a for a, b in pairs)
+        figures[f"matmul_share_{kind}"] = measured.operations[kind] / ours / max(rates.values())
+    return figures
+
+
+def print_table(figures: dict[str, Any]) -> None:
+    """As Markdown."""
+    print(f"\n{machine()}\n{figures['pair']}, {figures['precision']}, compile={figures['compile']}")
+    print("\n| step | published, ms | ours, ms | ratio | share of the matrix rate |")
+    print("|---|---|---|---|---|")
+    for kind in ("generator", "distillation"):
+        ours, theirs = (figures[f"{kind}_step_seconds{who}"] for who in ("", "_published"))
+        ratio, share = figures[f"{kind}_step_ratio"], figures[f"matmul_share_{kind}"]
+        print(f"| {kind} | {1e3 * theirs:.0f} | {1e3 * ours:.0f} | {ratio:.2f} | {share:.0%} |")
+    rates = {name: figures[f"matmul_rate_{name}"] / 1e9 for name in ("float32", "bfloat16")}
+    print("\nmatrix products: " + ", ".join(f"{n} {r:,.0f} GFLOP/s" for n, r in rates.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Where a bank's bytes are: on the device, in host memory, or in a file."""
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nayer_pl.errors import InputError
+
+log = logging.getLogger(__name__)
+
+PLACES = (None, "cpu", "cuda", "disk")
+
+# Of what is free when a run starts: networks need memory too, pinned memory is handed out in powers
+# of two, and a disk has pictures, weights and checkpoints to hold.
+MEMORY_SHARE, DISK_SHARE = 0.5, 0.9
+
+
+def allocate(
+    shape: Sequence[int],
+    device: torch.device,
+    wanted: str | None = None,
+    directory: str | Path = ".",
+    processes: int = 1,
+) -> Tensor:
+    """Memory for a bank of `shape[0]` images, not initialised: uint8 [*shape].
+
+    The first of these places that it fits into: half of the device's free memory, half of the
+    machine's (pinned if the device is a GPU), a file in `directory`. If that is not the place that
+    was asked for, a line in the log says so. The file has no name once it is open: it is gone when
+    the process is, however that ends. (Windows keeps the names of open files; there it stays.)
+
+    Args:
+        shape: the number of images first.
+        device: the trainer's.
+        wanted: "cpu", "cuda" or "disk": the first place to try; None for `device`.
+        directory: of the file.
+        processes: on this machine, each with a bank of this size.
+
+    Raises:
+        InputError: no such place, or the disk has not enough room either.
+    """
+    if wanted not in PLACES or (wanted == "cuda" and device.type != "cuda"):
+        raise InputError(
+            f"bank.device={wanted} cannot be had in a run on '{device}': it is null (for where the "
+            "student is), cpu, cuda (in a run on a GPU) or disk."
+        )
+    full: list[str] = []
+    if wanted not in ("cpu", "disk") and device.type != "cpu":
+        free = free_device_memory(device)
+        if math.prod(shape) <= MEMORY_SHARE * free:
+            return torch.empty(shape, dtype=torch.uint8, device=device)
+        full.append(f"{device} ({free / 1e9:,.2f} GB are free)")
+    if wanted != "disk":
+        free = free_host_memory()
+        if processes * math.prod(shape) <= MEMORY_SHARE * free:
+            _say(shape, "host memory", full)
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        full.append(f"host memory ({free / 1e9:,.2f} GB are free)")
+    file = _file(shape, Path(directory), processes)
+    _say(shape, f"a file in '{directory}'", full)
+    return file
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Bytes; of an accelerator other than a CUDA one, those of the host, which it shares."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
+
+
+def free_host_memory() -> int:
+    """Bytes that this process could have without any other being swapped out, or stopped."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # Linux; the kernel counts the caches that it would give up
+        lines = (line.partition(":") for line in meminfo.read_text().splitlines())
+        available = {name: rest for name, _, rest in lines}["MemAvailable"]
+        return min(int(available.removesuffix("kB")) * 1024, _container_limit())
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return sys.maxsize  # unknown
+
+
+def _container_limit(
+    own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Bytes that a container or a batch system allows (Linux control groups, version 2)."""
+    names = [line[4:] for line in own.read_text().splitlines() if line.startswith("0::/")]
+    folders = [groups / name for name in names]
+    files = [part / "memory.max" for folder in folders for part in (folder, *folder.parents)]
+    limits = [file.read_text().strip() for file in files if file.exists()]
+    return min((int(limit) for limit in limits if limit != "max"), default=sys.maxsize)
+
+
+def _file(shape: Sequence[int], directory: Path, processes: int) -> Tensor:
+    """A sparse file, mapped into memory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    room = int(DISK_SHARE * free) // math.prod(shape[1:])
+    if processes * shape[0] > room:
+        raise InputError(
+            f"A memory bank of {_size(shape)} fits neither into memory nor on the disk of "
+            f"'{directory}', which has {free / 1e9:,.2f} GB left; set bank.capacity to at most "
+            f"{room:,} images, or choose another disk with run_dir=PATH."
+        )
+    handle, path = tempfile.mkstemp(prefix="bank-", dir=directory)
+    os.close(handle)
+    try:
+        flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=torch.uint8)
+    finally:
+        with contextlib.suppress(PermissionError):  # on Windows
+            os.unlink(path)
+    return flat.view(*shape)
+
+
+def _say(shape: Sequence[int], place: str, full: Sequence[str]) -> None:
+    if full:
+        log.warning(
+            "A memory bank of %s is kept in %s: it would take too much of %s.",
+            _size(shape), place, " and of ".join(full),
+        )  # fmt: skip
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[0]:,} images ({math.prod(shape) / 1e9:,.2f} GB)"

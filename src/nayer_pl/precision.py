@@ -1,0 +1,25 @@
+"""The number format in which this machine is fastest without its results suffering."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def fastest_precision(accelerator: str = "auto") -> str:
+    """Lightning's "bf16-mixed" where the hardware itself multiplies bfloat16, else "32-true".
+
+    bfloat16 has float32's range, so no loss is scaled; weights, losses and statistics stay float32.
+    A machine without such instructions can compute in it too, but more slowly than in float32.
+
+    Args:
+        accelerator: as `lightning.Trainer` takes it.
+    """
+    native = False
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator in ("auto", "cpu"):
+        tell = getattr(torch.cpu, "get_capabilities", dict)  # older torch does not
+        capabilities: Mapping[str, Any] = tell()
+        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return "bf16-mixed" if native else "32-true"
