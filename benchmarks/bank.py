@@ -51,7 +51,8 @@ def batch_of(bank: MemoryBank, rng: torch.Generator) -> Tensor:
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
-    """Mean of so many calls in a row."""
+    """Mean of so many calls in a row, after one to warm up."""
+    work()
     started = time.perf_counter()
     for _ in range(times):
         work()
@@ -80,12 +81,14 @@ def measure(folder: Path, repetitions: int) -> dict[str, float]:
 
     for i in range(repetitions):
         images = rounds[i % len(rounds)]
-        for size, bank in banks.items():
+        for j in range(i, i + len(SIZES)):  # each of them is the first in its turn
+            size = SIZES[j % len(SIZES)]
+            bank = banks[size]
             note(f"batch_ms_{size}", seconds(partial(batch_of, bank, rng), 50))
             note(f"add_ms_{size}", seconds(partial(bank.add, images, labels), 10))
         untouched = MemoryBank(SIZES[-1], SHAPE)
         note("add_ms_untouched", seconds(partial(untouched.add, images, labels), 10))
-        note("png_add_ms", seconds(partial(written.add, images), 1))
+        note("png_add_ms", seconds(partial(written.add, images), 2))
         start, batch = png_batches(read, 16)
         note("png_start_ms", start)
         note("png_batch_ms", batch)

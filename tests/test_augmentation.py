@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nayer_pl import Augmentation
 
@@ -52,6 +55,40 @@ def test_same_draws_give_what_a_loop_gives():
         expected = padded[:, top : top + 5, left : left + 7]
         expected = expected[:, :, ::-1] if mirror else expected
         np.testing.assert_array_equal(results[i].numpy(), expected)
+
+
+def by_rows_and_columns(images, padding, flip, rng):
+    """Every pixel fetched by its row and its column; torch derives the gradient."""
+    batch, _, height, width = images.shape
+    rows = torch.randint(2 * padding + 1, (batch, 1), generator=rng) + torch.arange(height)
+    columns = torch.randint(2 * padding + 1, (batch, 1), generator=rng) + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(batch, 1, generator=rng) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(images, [padding] * 4)
+    image = torch.arange(batch)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.tuples(*[st.integers(1, size) for size in (5, 4, 9, 9)]),
+    padding=st.integers(0, 5),
+    flip=st.booleans(),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    seed=st.integers(0, 99),
+)
+def test_images_and_gradients_are_those_of_the_plain_form(shape, padding, flip, layout, seed):
+    images = torch.rand(shape, generator=seeded(seed)).to(memory_format=layout).requires_grad_()
+    expected = by_rows_and_columns(images, padding, flip, seeded(seed))
+    results = Augmentation(padding, flip)(images, seeded(seed))
+    assert torch.equal(results, expected)
+    assert results.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.rand(shape, generator=seeded(seed + 1))
+    of_expected, of_results = (
+        torch.autograd.grad(out, images, weights)[0] for out in (expected, results)
+    )
+    assert torch.equal(of_results, of_expected)
 
 
 def test_all_shifts_and_flips_are_equally_likely():

@@ -60,6 +60,24 @@ def test_views_have_the_types_of_the_bank():
     assert bank.device == torch.device("cpu")
 
 
+def test_memory_that_is_given_holds_the_images():
+    memory = torch.zeros(5, *SHAPE, dtype=torch.uint8)
+    bank = MemoryBank(5, SHAPE, memory=memory)
+    images, labels = numbered(7, 5)
+    bank.add(images, labels)
+    assert sorted(memory.flatten().tolist()) == sorted(images.flatten().tolist())
+    assert torch.equal(bank.images, images)
+    assert bank.nbytes == 5 * (4 + 8)  # bytes of four pixels and of a label
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation()])
+def test_drawn_images_have_their_channels_last_in_memory(augmentation):
+    bank = MemoryBank(8, (3, 4, 5))
+    bank.add(torch.rand(8, 3, 4, 5), torch.arange(8))
+    images, _ = bank.sample(6, augmentation=augmentation)
+    assert images.stride() == (60, 1, 15, 3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_byte_survives_the_way_through_floats(dtype):
     bank = MemoryBank(256, (1, 1, 1))

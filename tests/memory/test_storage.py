@@ -205,6 +205,7 @@ def test_a_run_with_its_bank_in_a_file_ends_as_one_in_memory(
         if sys.platform == "linux":
             assert is_file(data.bank.images) == (where == "file")
     assert len(results["file"][0]) == 4 * 11  # of each round of 12, one is held back
+    assert method.results()["bank_bytes"] == 4 * 12 * (8 * 8 + 8)  # pixels and an int64 label
     for one, other in zip(*results.values(), strict=True):
         assert torch.equal(one, other)
     assert os.listdir(tmp_path / "file") == []

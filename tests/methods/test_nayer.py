@@ -211,3 +211,30 @@ def test_bad_shapes_are_refused(tiny_method):
         tiny_method(label_text=None)
     with pytest.raises(InputError, match="divisible by 4"):
         tiny_method(image_shape=(1, 10, 8))
+
+
+@pytest.mark.slow
+def test_compiled_steps_compute_the_same(tiny_method, tiny_data, fit):
+    method = tiny_method()
+    fit(method, tiny_data())  # statistics of rounds, a student that has learned
+    method.student.eval().requires_grad_(False)
+    images = torch.rand(12, *method.teacher.network.conv1.weight.shape[1:2], 8, 8)
+    targets = torch.arange(12) % 3
+
+    def terms_and_gradients():
+        results = [method._make(targets)]
+        for warm_up in (False, True):
+            x = images.clone().requires_grad_()
+            terms = method._judge(x, targets, warm_up)
+            results += [*terms.values(), *torch.autograd.grad(terms["loss"], x)]
+        method.student.requires_grad_(True).train()
+        loss = method._distillation_loss(images)
+        results += [loss, *torch.autograd.grad(loss, list(method.student.parameters()))]
+        method.student.eval().requires_grad_(False)
+        return results
+
+    plain = terms_and_gradients()
+    method.compiles = True
+    method._compile_steps()
+    for fast, expected in zip(terms_and_gradients(), plain, strict=True):
+        torch.testing.assert_close(fast, expected, rtol=1e-3, atol=1e-5)

@@ -308,8 +308,8 @@ class DataFreeDistillation(LightningModule, ABC):
         return float(self._optimizers()[0].param_groups[0]["lr"])
 
     def _show(self, values: Mapping[str, float]) -> None:
-        """On the progress bar only."""
-        self.log_dict(dict(values), prog_bar=True, logger=False)
+        """On the progress bar only; as numbers, for logged tensors are read back at every item."""
+        self.trainer.progress_bar_metrics.update({k: float(v) for k, v in values.items()})
 
     def show_step(self, step: int, steps: int) -> None:
         """Tell the progress bar how far this round is, if it wants to know."""
