@@ -254,3 +254,15 @@ def test_channel_moments_of_bfloat16_are_summed_in_float32():
     exact = torch.var_mean(x.double(), (0, 2, 3), correction=0)
     for result, expected in zip(ChannelMoments.apply(x), reversed(exact), strict=True):
         torch.testing.assert_close(result, expected.float(), rtol=1e-3, atol=0)
+
+
+def test_channel_moments_of_bfloat16_differentiate_to_its_digits():
+    x = (torch.randn(32, 3, 8, 8) + 2).bfloat16()
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):
+        y = x.to(dtype).requires_grad_()
+        mean, variance = ChannelMoments.apply(y)
+        (mean.square().sum() + variance.square().sum()).backward()
+        results.append(y.grad.double())
+    error = (results[0] - results[1]).norm() / results[1].norm()
+    assert error < 1e-2
