@@ -82,19 +82,24 @@ class EmulatedBfloat16(Precision):
             yield
 
 
+NATIVE = fastest_precision() == "bf16-mixed"
+PRECISION = {
+    "plain": ["trainer.precision=32-true"],
+    "fast": ["trainer.precision=32-true"],
+    "bfloat16": ["trainer.precision=bf16-mixed"]
+    if NATIVE
+    else ["trainer.precision=null", f"+trainer.plugins=[{{_target_:{__name__}.EmulatedBfloat16}}]"],
+}
+
+
 def student(experiment: str, way: str, seed: int, out: Path, overrides: list[str]) -> dict:
     """One run; its summary, read if it is there already."""
     run_dir = out / way / f"seed{seed}"
     if not (run_dir / "summary.json").exists():
         options = [f"experiment={experiment}", f"seed={seed}", f"run_dir={run_dir}", "logger=csv"]
         options += [f"paths.teachers={out / 'teachers'}/seed{seed}", *overrides]
-        native = fastest_precision() == "bf16-mixed"
-        in_bfloat16 = way == "bfloat16" and native
-        options.append(f"trainer.precision={'bf16-mixed' if in_bfloat16 else '32-true'}")
+        options += PRECISION[way]
         cfg = compose("train", options)
-        if way == "bfloat16" and not native:
-            cfg.trainer.pop("precision")
-            cfg.trainer.plugins = [{"_target_": f"{__name__}.EmulatedBfloat16"}]
         with plain_forms() if way == "plain" else contextlib.nullcontext():
             train(cfg)
     return json.loads((run_dir / "summary.json").read_text())
@@ -115,9 +120,9 @@ def main() -> None:
                 student(arguments.experiment, way, seed, out, arguments.overrides)
                 for seed in arguments.seeds
             ]
-            for way in ("plain", "fast", "bfloat16")
+            for way in PRECISION
         }
-    emulated = "" if fastest_precision() == "bf16-mixed" else " (rounding emulated)"
+    emulated = "" if NATIVE else " (rounding emulated)"
     print(f"\n{machine()}{emulated}\n\n| | student, % | agreement, % | label seen, % |")
     print("|---|---|---|---|")
     for way, runs in found.items():
