@@ -2,8 +2,8 @@
 
 python benchmarks/bank.py [--json FILE]
 
-Everything is measured in turn, again and again, in this one process; figures are medians. The
-folder holds 4,000 images all the time, as the smallest of the banks does.
+Everything is measured in turn, again and again, while the other side rests; figures are medians.
+The folder holds 4,000 images all the time, as the smallest of the banks does.
 """
 
 import argparse
@@ -12,7 +12,9 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_all_start_methods, get_context, set_start_method
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -59,39 +61,54 @@ def seconds(work: Callable[[], object], times: int) -> float:
     return (time.perf_counter() - started) / times
 
 
-def png_batches(bank: PngBank, count: int) -> tuple[float, float]:
-    """Seconds until the first batch, and per batch once those made ahead are used up."""
-    started = time.perf_counter()
-    moments = [time.perf_counter() for _ in bank.batches(PREFETCHED + count)]
-    return moments[0] - started, (moments[-1] - moments[PREFETCHED - 1]) / count
+def fill(folder: Path) -> None:
+    """Write as many PNG files as the smallest bank has images."""
+    bank = PngBank(folder, BATCH)
+    for _ in range(SIZES[0] // ROUND):
+        bank.add(smooth_images(ROUND))
+
+
+def measure_png(folder: Path) -> dict[str, float]:
+    """Seconds of the other side: a round written, the first batch, and one in a steady stream.
+
+    It needs a process of its own. Workers are copies of the process that starts them, and after
+    that every page of a bank in it would have to be copied, or freed for writing, once more.
+    """
+    warnings.filterwarnings("ignore", ".*will create 4 worker processes.*")
+    set_start_method(get_all_start_methods()[0], force=True)  # workers as anywhere else
+    written = PngBank(folder / "written", BATCH)
+    written.rounds = len(list(written.folder.iterdir())) // ROUND  # none is written over
+    add = seconds(partial(written.add, smooth_images(ROUND)), 2)
+    count, started = 16, time.perf_counter()
+    batches = PngBank(folder, BATCH).batches(PREFETCHED + count)
+    moments = [time.perf_counter() for _ in batches]
+    batch = (moments[-1] - moments[PREFETCHED - 1]) / count
+    return {"png_add_ms": add, "png_start_ms": moments[0] - started, "png_batch_ms": batch}
 
 
 def measure(folder: Path, repetitions: int) -> dict[str, float]:
     """Median milliseconds by name."""
     rounds = [smooth_images(ROUND) for _ in range(10)]
     labels, rng = torch.arange(ROUND), torch.Generator().manual_seed(0)
-    read, written = PngBank(folder / "read", BATCH), PngBank(folder / "written", BATCH)
-    for images in rounds:
-        read.add(images)
-    banks = {size: full_bank(size, rounds) for size in SIZES}
     taken: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
         taken.setdefault(name, []).append(1000 * value)
 
-    for i in range(repetitions):
-        images = rounds[i % len(rounds)]
-        for j in range(i, i + len(SIZES)):  # each of them is the first in its turn
-            size = SIZES[j % len(SIZES)]
-            bank = banks[size]
-            note(f"batch_ms_{size}", seconds(partial(batch_of, bank, rng), 50))
-            note(f"add_ms_{size}", seconds(partial(bank.add, images, labels), 10))
-        untouched = MemoryBank(SIZES[-1], SHAPE)
-        note("add_ms_untouched", seconds(partial(untouched.add, images, labels), 10))
-        note("png_add_ms", seconds(partial(written.add, images), 2))
-        start, batch = png_batches(read, 16)
-        note("png_start_ms", start)
-        note("png_batch_ms", batch)
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+        other.submit(fill, folder).result()
+        banks = {size: full_bank(size, rounds) for size in SIZES}
+        for i in range(repetitions):
+            images = rounds[i % len(rounds)]
+            for j in range(i, i + len(SIZES)):  # each of them is the first in its turn
+                size = SIZES[j % len(SIZES)]
+                bank = banks[size]
+                note(f"batch_ms_{size}", seconds(partial(batch_of, bank, rng), 50))
+                note(f"add_ms_{size}", seconds(partial(bank.add, images, labels), 10))
+            untouched = MemoryBank(SIZES[-1], SHAPE)
+            note("add_ms_untouched", seconds(partial(untouched.add, images, labels), 10))
+            for name, value in other.submit(measure_png, folder).result().items():
+                note(name, value)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
@@ -101,7 +118,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--repetitions", type=int, default=15)
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", ".*will create 4 worker processes.*")
     with TemporaryDirectory() as folder:
         ms = measure(Path(folder), arguments.repetitions)
     small, large = SIZES[0], SIZES[-1]

@@ -65,9 +65,16 @@ def allocate(
             _say(shape, "host memory", full)
             return torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
         full.append(f"host memory ({free / 1e9:,.2f} GB are free)")
-    file = _file(shape, Path(directory), processes)
+    free = _free_on_disk(Path(directory))
+    room = int(DISK_SHARE * free) // math.prod(shape[1:])
+    if processes * shape[0] > room:
+        full.append(f"the disk of '{directory}' ({free / 1e9:,.2f} GB are free)")
+        raise InputError(
+            f"A memory bank of {_size(shape)} is too large for {', '.join(full)}; set "
+            f"bank.capacity to at most {room:,} images, or choose another disk with run_dir=PATH."
+        )
     _say(shape, f"a file in '{directory}'", full)
-    return file
+    return _file(shape, Path(directory))
 
 
 def free_device_memory(device: torch.device) -> int:
@@ -98,17 +105,13 @@ def _container_limit(
     return min((int(limit) for limit in limits if limit != "max"), default=sys.maxsize)
 
 
-def _file(shape: Sequence[int], directory: Path, processes: int) -> Tensor:
-    """A sparse file, mapped into memory."""
+def _free_on_disk(directory: Path) -> int:
     directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
-    room = int(DISK_SHARE * free) // math.prod(shape[1:])
-    if processes * shape[0] > room:
-        raise InputError(
-            f"A memory bank of {_size(shape)} fits neither into memory nor on the disk of "
-            f"'{directory}', which has {free / 1e9:,.2f} GB left; set bank.capacity to at most "
-            f"{room:,} images, or choose another disk with run_dir=PATH."
-        )
+    return shutil.disk_usage(directory).free
+
+
+def _file(shape: Sequence[int], directory: Path) -> Tensor:
+    """A sparse file, mapped into memory."""
     handle, path = tempfile.mkstemp(prefix="bank-", dir=directory)
     os.close(handle)
     try:
