@@ -36,7 +36,8 @@ def test_same_function_with_fewer_norms(name, left):
     torch.testing.assert_close(fast(images), expected, rtol=1e-4, atol=1e-4)
     (of_plain,) = torch.autograd.grad(expected.square().sum(), images)
     (of_fast,) = torch.autograd.grad(fast(images).square().sum(), images)
-    torch.testing.assert_close(of_fast, of_plain, rtol=0, atol=1e-3 * float(of_plain.abs().max()))
+    # Not value by value: where a ReLU is about to open, a rounding decides about a whole path.
+    assert (of_fast - of_plain).norm() < 1e-2 * of_plain.norm()
     assert norms(fast) == left < norms(plain)
     assert not any(parameter.requires_grad for parameter in fast.parameters())
     for key, value in plain.state_dict().items():

@@ -48,14 +48,15 @@ class Classifier(nn.Module):
         self.std = torch.tensor(std).float().view(1, -1, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images in [0, 1], [B, C, H, W] -> logits [B, num_classes], float32."""
+        """Images in [0, 1], [B, C, H, W] -> logits [B, num_classes], at least float32."""
         if self.mean is None or self.std is None:
             raise InputError(
                 "This classifier does not know how its images are normalised; give it mean and "
                 "std, or another classifier's by normalise_like."
             )
+        logits = self.network((images - self.mean) / self.std)
         # Whatever the network computes in, losses at high temperature want float32's digits.
-        return self.network((images - self.mean) / self.std).float()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @property
     def normalises(self) -> bool:

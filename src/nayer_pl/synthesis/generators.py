@@ -93,8 +93,9 @@ class Generator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, features] -> images in [0, 1], float32 [B, C, H, W]."""
-        return self.layers(features).float().sigmoid()
+        """[B, features] -> images in [0, 1], at least float32, [B, C, H, W]."""
+        out = self.layers(features)
+        return out.to(torch.promote_types(out.dtype, torch.float32)).sigmoid()
 
     def reset_parameters(self) -> None:
         """Start anew in place: optimizers keep pointing at the same parameters."""
