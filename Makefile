@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format benchmark-digits benchmark-ablation clean
+.PHONY: help install demo test test-slow test-kills check format benchmark-digits benchmark-ablation clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ test: $(INSTALLED)  ## the test suite (under 6 minutes on 2 cores)
 
 test-slow: $(INSTALLED)  ## the tests that take minutes, a fresh clone included
 	$(BIN)/python -m pytest -m slow
+
+KILLS ?= 20
+test-kills: $(INSTALLED)  ## kill the digits run KILLS=20 times, go on, and compare every bit
+	KILLS=$(KILLS) $(BIN)/python -m pytest -s -m slow tests/test_kills.py
 
 check: $(INSTALLED)  ## lint, format and types
 	$(BIN)/ruff check .

@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> float | None:
     """Run one job; a sweeper gets the value of `objective`."""
     # Imported late, so that a mistyped option is answered at once.
-    from nayer_pl.errors import NayerError
+    from nayer_pl.errors import NayerError, Terminated
     from nayer_pl.jobs import isolated, objective
+    from nayer_pl.resume import run_of
     from nayer_pl.run import train
 
     job = HydraConfig.get()
@@ -23,6 +24,8 @@ def main(cfg: DictConfig) -> float | None:
     if sweeping:
         cfg.run_dir = job.runtime.output_dir
         cfg.sweep = Path(job.sweep.dir).name
+    if cfg.ckpt_path is not None:
+        cfg.run_dir = run_of(cfg.ckpt_path)
     try:
         with isolated(__file__, cfg.run_dir):
             summary, _ = train(cfg)
@@ -33,6 +36,8 @@ def main(cfg: DictConfig) -> float | None:
             print(f"\n{sentence}", file=sys.stderr)
             raise CompactHydraException(sentence) from error
         sys.exit(f"\nerror: {error}")
+    except Terminated:
+        raise
     except SystemExit as exit:  # how Lightning answers Ctrl-C; it ends a sweep as well
         raise KeyboardInterrupt from exit
 

@@ -97,16 +97,19 @@ def tiny_data() -> Callable[..., SyntheticDataModule]:
 
 
 @pytest.fixture
-def fit() -> Callable[..., Trainer]:
-    def run(method: NAYER, data: SyntheticDataModule, **options: object) -> Trainer:
+def fit(tmp_path: Path) -> Callable[..., Trainer]:
+    def run(
+        method: NAYER, data: SyntheticDataModule, ckpt_path: Path | None = None, **options: object
+    ) -> Trainer:
         trainer = Trainer(
             **{
                 "max_epochs": data.max_epochs, "accelerator": "cpu", "logger": False,
                 "enable_checkpointing": False, "enable_progress_bar": False,
-                "enable_model_summary": False, "log_every_n_steps": 1, **options,
+                "enable_model_summary": False, "log_every_n_steps": 1,
+                "default_root_dir": tmp_path, **options,
             }  # type: ignore[arg-type]
         )  # fmt: skip
-        trainer.fit(method, datamodule=data)
+        trainer.fit(method, datamodule=data, ckpt_path=ckpt_path)
         return trainer
 
     return run

@@ -9,5 +9,12 @@ class InputError(NayerError, ValueError):
     """Something that the user gave cannot work; the message says what, and what to do."""
 
 
+class Terminated(SystemExit):
+    """The process was told to end (SIGTERM), and what it did is saved; its exit status is 143."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + 15)
+
+
 class DivergenceError(NayerError, ArithmeticError):
     """A loss is NaN or infinite; the message names the term and where it happened."""

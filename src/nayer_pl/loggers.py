@@ -1,18 +1,27 @@
-"""Weights & Biases, without ever asking for a login."""
+"""Weights & Biases, without ever asking for a login; and what both loggers need to go on."""
 
+import csv
 import logging
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from nayer_pl.memory.segments import write_durably
 
 log = logging.getLogger(__name__)
 
 
 def wandb_logger(
-    project: str, name: str, save_dir: str, mode: str | None = None, **options: Any
+    project: str,
+    name: str,
+    save_dir: str,
+    mode: str | None = None,
+    again: bool = False,
+    **options: Any,
 ) -> WandbLogger:
     """Lightning's WandbLogger; offline where nobody is logged in.
 
@@ -21,6 +30,7 @@ def wandb_logger(
         save_dir: the run's files are in `save_dir/wandb`.
         mode: "online", "offline" or "disabled"; None for the variable WANDB_MODE or, without it,
             online after `wandb login` and offline otherwise.
+        again: go on with the last run recorded in `save_dir`.
         options: anything else that `wandb.init` takes, such as entity, group and tags.
 
     The charts' x axis is the number of student updates; synthesis is drawn over its rounds,
@@ -31,6 +41,9 @@ def wandb_logger(
     mode = mode or os.environ.get("WANDB_MODE") or _mode_by_login(wandb)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         mode = "disabled"
+    known = recorded_id(save_dir) if again else None
+    if known is not None:
+        options |= {"id": known, "resume": "allow"}
     run = wandb.init(
         project=project,
         name=name,
@@ -54,6 +67,28 @@ def _mode_by_login(wandb: Any) -> str:
     return "online" if logged_in else "offline"
 
 
+def rows(logger: CSVLogger) -> str:
+    """Everything that was logged so far, as CSV; written to the file as well."""
+    logger.save()
+    file = Path(logger.experiment.metrics_file_path)
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def restore_rows(logger: CSVLogger, content: str) -> None:
+    """Let a new logger go on after these rows: on its own it begins anew."""
+    writer = logger.experiment
+    if content:
+        write_durably(Path(writer.metrics_file_path), content.encode())
+        writer.metrics_keys = next(csv.reader(content.splitlines()))
+
+
+def recorded_id(save_dir: str | Path) -> str | None:
+    """The id of the last W&B run in `save_dir`; None if there is none."""
+    folders = (Path(save_dir) / "wandb").glob("*run-*-*")
+    last = max(folders, key=lambda folder: folder.name.partition("run-")[2], default=None)
+    return None if last is None else last.name.rpartition("-")[2]
+
+
 def close(loggers: Iterable[Logger]) -> None:
     """End the W&B run, so that the next one in this process is a run of its own."""
     for logger in loggers:
@@ -66,4 +101,7 @@ def sync_command(logger: WandbLogger) -> str | None:
     run = logger.experiment
     if not getattr(run, "offline", False) or getattr(run, "disabled", False):
         return None
-    return f"wandb sync {os.path.relpath(os.path.dirname(run.dir))}"
+    folder = Path(run.dir).parent
+    if len(list(folder.parent.glob(f"*-{run.id}"))) > 1:  # the run was resumed
+        folder = folder.with_name(f"offline-run-*-{run.id}")
+    return f"wandb sync {os.path.relpath(folder)}"

@@ -4,6 +4,8 @@ Every rank has its own generator and its own bank, and makes its images without 
 others. Common to all is the student: DDP averages its gradients.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,6 +81,18 @@ def average_statistics(module: nn.Module) -> None:
         buffer.copy_(mean)
 
 
+@contextmanager
+def averaged_statistics(module: nn.Module) -> Iterator[None]:
+    """As `average_statistics`, but afterwards every rank has its own again."""
+    own = [buffer.clone() for buffer in module.buffers()]
+    average_statistics(module)
+    try:
+        yield
+    finally:
+        for buffer, before in zip(module.buffers(), own, strict=True):
+            buffer.copy_(before)
+
+
 def total(value: float, device: torch.device) -> float:
     """The sum of every rank's value."""
     if not _several():
@@ -117,6 +131,24 @@ def first_of_all(message: str | None) -> str | None:
     messages: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(messages, message)
     return next((found for found in messages if found is not None), None)
+
+
+def gather(own: Any) -> list[Any]:
+    """What every rank has, in the order of the ranks, on every rank."""
+    if not _several():
+        return [own]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
+
+
+def any_of(flags: list[bool], device: torch.device) -> list[bool]:
+    """Which of these flags are set on any rank."""
+    if not _several():
+        return flags
+    together = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(together, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in together.tolist()]
 
 
 def _several() -> bool:

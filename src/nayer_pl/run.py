@@ -18,8 +18,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from nayer_pl import resume
 from nayer_pl.callbacks.timer import PhaseTimer
-from nayer_pl.errors import InputError, NayerError
+from nayer_pl.errors import InputError, NayerError, Terminated
 from nayer_pl.loggers import close, sync_command
 from nayer_pl.summary import print_summary, write_summary
 
@@ -36,15 +37,24 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:
         NayerError: the configuration or an input cannot work, or a loss is not finite.
+        Terminated: the process got SIGTERM; the run can be continued.
     """
     quiet_lightning()
-    prepare_run_dir(cfg.run_dir)
+    summary = resume.finished(cfg.run_dir) if cfg.resume or cfg.ckpt_path else None
+    if summary is not None:
+        log.info("'%s' holds a finished run; there is nothing to go on with.", cfg.run_dir)
+        return summary, {}
+    checkpoint = resume.find_checkpoint(cfg.run_dir, cfg.resume, cfg.ckpt_path)
+    prepare_run_dir(cfg.run_dir, again=cfg.resume == "auto" or checkpoint is not None)
     name_classes(cfg)
+    if checkpoint is not None:
+        resume.check_same_run(cfg)
+        log.info("Going on from '%s'.", checkpoint)
     datamodule = build(cfg.datamodule)  # first: a plan that cannot work is refused before any work
     seconds_teacher = train_missing_teacher(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     method = build(cfg.model)
-    loggers = start_loggers(cfg)
+    loggers = start_loggers(cfg, again=checkpoint is not None)
     timer = PhaseTimer()
     try:
         trainer: Trainer = build(
@@ -54,7 +64,7 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             logger=loggers,
             default_root_dir=cfg.run_dir,
         )
-        trainer.fit(method, datamodule=datamodule)
+        trainer.fit(method, datamodule=datamodule, ckpt_path=checkpoint)
         if trainer.interrupted:
             raise KeyboardInterrupt
         summary = {
@@ -66,6 +76,9 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         }
         finish(Path(cfg.run_dir), summary, loggers, Path(cfg.export.path))
         trainer.strategy.barrier("finished")  # the files are there, for every rank
+    except Terminated:
+        say_how_to_go_on(cfg.run_dir)
+        raise
     finally:
         close(loggers)
     return summary, {"trainer": trainer, "method": method, "datamodule": datamodule}
@@ -85,8 +98,12 @@ def build(node: DictConfig, **overrides: Any) -> Any:
 
 
 @rank_zero_only
-def prepare_run_dir(path: str) -> None:
+def prepare_run_dir(path: str, again: bool = False) -> None:
     """Make the run's directory and see that it can be written and is not another run's.
+
+    Args:
+        path: the directory.
+        again: it may be that of a run which did not finish.
 
     Raises:
         InputError: read-only, full, or already the directory of a finished run.
@@ -107,10 +124,10 @@ def prepare_run_dir(path: str) -> None:
             f"The disk of '{run_dir}' has {free / 1e6:.0f} MB left and a run needs at least "
             f"{SPACE_NEEDED / 1e6:.0f} MB; make room, or choose another with run_dir=PATH."
         )
-    if (run_dir / "config.yaml").exists():
+    if (run_dir / "config.yaml").exists() and not again:
         raise InputError(
-            f"'{run_dir}' already holds a run; choose another directory with run_dir=PATH, or "
-            "delete that one."
+            f"'{run_dir}' already holds a run; go on with it with resume=auto, choose another "
+            "directory with run_dir=PATH, or delete that one."
         )
 
 
@@ -148,6 +165,7 @@ def train_missing_teacher(cfg: DictConfig) -> float:
         f"seed={cfg.seed}",
         f"run_dir='{Path(cfg.run_dir) / 'teacher'}'",
         "logger=csv",
+        f"resume={cfg.resume or 'null'}",
     ]
     nested = compose("train", overrides=overrides)
     # What was chosen for this run holds for its teacher, but not how long it trains.
@@ -169,10 +187,19 @@ def phase_figures(timer: PhaseTimer) -> dict[str, float]:
     return figures
 
 
-def start_loggers(cfg: DictConfig) -> list[Logger]:
-    """Open the loggers, with the whole configuration in each and in the run's directory."""
-    loggers: list[Logger] = [build(node) for node in cfg.logger.values() if node]
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+def start_loggers(cfg: DictConfig, again: bool = False) -> list[Logger]:
+    """Open the loggers, with the whole configuration in each and in the run's directory.
+
+    Args:
+        cfg: of the run.
+        again: it goes on: with its W&B run, and with the configuration that it was started with.
+    """
+    loggers: list[Logger] = [
+        build(node, again=again) if "again" in node else build(node)
+        for node in cfg.logger.values()
+        if node
+    ]
+    if rank_zero_only.rank == 0 and not again:  # type: ignore[attr-defined]
         file = Path(cfg.run_dir) / "config.yaml"
         file.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
     for logger in loggers:
@@ -193,6 +220,15 @@ def finish(run_dir: Path, summary: dict[str, Any], loggers: list[Logger], produc
             if command:
                 files["W&B, offline"] = command
     print_summary(summary, files)
+
+
+@rank_zero_only
+def say_how_to_go_on(run_dir: str) -> None:
+    """One sentence for a run that was told to end."""
+    log.warning(
+        "Ended by SIGTERM. To go on: the same command with resume=auto run_dir='%s'.",
+        os.path.relpath(run_dir),
+    )
 
 
 def quiet_lightning() -> None:

@@ -223,3 +223,24 @@ def test_every_rank_must_have_images_before_its_first_step(plan, ranks, banked):
         else:
             with pytest.raises(InputError, match=f"fewer than the {ranks} processes"):
                 Share(rank, ranks).check(plan, banked)
+
+
+@given(plans(), st.integers(1, 4), st.integers(1, 4), st.data())
+def test_whoever_goes_on_does_exactly_what_is_left(plan, ranks, later, data):
+    """With as many ranks or with others: as many rounds and steps as nobody had done yet."""
+    epoch = data.draw(st.integers(0, plan.max_epochs - 1))
+    walked = epoch_plan(plan, epoch, share=Share(0, ranks))
+    items, done = iter(walked), data.draw(st.integers(0, len(walked)))
+    kinds = [type(next(items)) for _ in range(done)]
+    rounds = min(kinds.count(SynthesisRound) * ranks, plan.rounds_in(epoch))
+    made, steps = 0, set()
+    for rank in range(later):
+        rest = epoch_plan(plan, epoch, share=Share(rank, later))
+        rest.load_state_dict(walked.state_dict())
+        position, left = rest.position(), list(rest)
+        assert position + len(left) == len(rest)
+        made += sum(bool(len(i.targets)) for i in left if isinstance(i, SynthesisRound))
+        steps.add(sum(isinstance(i, DistillationBatch) for i in left))
+    assert made == plan.rounds_in(epoch) - rounds
+    whole = 0 if plan.is_warm_up(epoch) else plan.kd_steps
+    assert steps == {whole - kinds.count(DistillationBatch)}

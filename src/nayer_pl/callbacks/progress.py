@@ -30,6 +30,8 @@ class PhaseProgressBar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Name the phase of this work item."""
+        if not self.train_progress_bar.total:  # a run that goes on in the middle of an epoch
+            self.on_train_epoch_start(trainer)
         if isinstance(batch, SynthesisRound):
             self._phase = "warm-up" if batch.warm_up else "synthesis"
         else:

@@ -23,6 +23,29 @@ class PhaseTimer(Callback):
         self._phase: str | None = None
         self._since = 0.0
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save what all ranks have counted; called on all of them."""
+        self._stop(pl_module)
+        images = {phase: ranks.total(n, pl_module.device) for phase, n in self.images.items()}
+        checkpoint["phases"] = {"seconds": dict(self.seconds), "images": images}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count on from there."""
+        saved = checkpoint.get("phases")
+        if saved is None:  # this callback was not there
+            return
+        self.seconds = dict(saved["seconds"])
+        if trainer.is_global_zero:  # in the end the ranks are added up
+            self.images = {phase: int(count) for phase, count in saved["images"].items()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock also where a run goes on in the middle of an epoch."""
+        self._since = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._phase, self._since = None, time.perf_counter()

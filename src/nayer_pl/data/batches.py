@@ -45,6 +45,7 @@ class Batches:
         # In order: no batch is empty, even if that makes two of one image into one of two.
         even = min(-(-count // (batch_size * world)), count // world)
         self.length = count // (batch_size * world) if shuffle else even
+        self._start = self._done = 0
         if not self.length:
             size = f"full batches of {batch_size}" if shuffle else "images"
             raise InputError(
@@ -56,7 +57,19 @@ class Batches:
         return self.length
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        return self.images.read(self.indices(), f"{self.seed} {self.epoch}")
+        self._done = self._start
+        rest = self.indices()[self._start :]
+        for batch in self.images.read(rest, f"{self.seed} {self.epoch}"):
+            self._done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches were handed out; a trainer saves it in the middle of an epoch."""
+        return {"done": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin after those that are done already."""
+        self._start = self._done = state["done"]
 
     def indices(self) -> tuple[Tensor, ...]:
         """The images of each batch of this rank."""

@@ -1,9 +1,13 @@
 """Real images for training a teacher, in augmented batches."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from nayer_pl import ranks
 from nayer_pl.augmentation import Augmentation
 from nayer_pl.data.batches import Batches
 from nayer_pl.data.images import Images, ImageSource, open_split
@@ -91,6 +95,17 @@ class RealDataModule(LightningDataModule):
             rank, _ = self._rank()
             self._rng = torch.Generator(device).manual_seed(self.seed * 1_000_003 + rank)
         return self._rng
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random stream of every rank; called on all of them."""
+        return {"ranks": ranks.gather(None if self._rng is None else self._rng.get_state())}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on with the stream of this rank, if it was there."""
+        assert self.trainer is not None
+        states, (rank, _) = state_dict["ranks"], self._rank()
+        if rank < len(states) and states[rank] is not None:
+            self._random(self.trainer.strategy.root_device).set_state(states[rank])
 
     def on_after_batch_transfer(self, batch: list[Tensor], _: int) -> tuple[Tensor, Tensor]:
         """Uint8 -> [0, 1], augmented while training."""

@@ -1,28 +1,36 @@
 """Owns the bank, plans the epochs, and opens the evaluation split: the only real images."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from nayer_pl import ranks
 from nayer_pl.augmentation import Augmentation
 from nayer_pl.data.batches import Batches
 from nayer_pl.data.images import Images, ImageSource, open_split
 from nayer_pl.errors import InputError
 from nayer_pl.memory.bank import MemoryBank, read_bank
+from nayer_pl.memory.held_back import HeldBackBatches
 from nayer_pl.memory.plan import (
     DistillationBatch,
     EpochPlan,
     Plan,
     Share,
     WorkItem,
+    find_place,
     round_targets,
 )
+from nayer_pl.memory.segments import Segments
 from nayer_pl.memory.storage import PLACES, allocate
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,14 @@ class SyntheticDataModule(LightningDataModule):
         if not self.has_real_images:
             room = max(1, round(self.bank.capacity * self.held_back_share))
             self.held_back = self._new_bank(room)
+        folder = Path(self.trainer.default_root_dir) / "bank"
+        self.segments = {
+            name: Segments(folder, f"{name}-{self.share.rank}") for name in self._banks()
+        }
+
+    def _banks(self) -> dict[str, MemoryBank]:
+        banks = {"bank": self.bank, "held_back": self.held_back}
+        return {name: bank for name, bank in banks.items() if bank is not None}
 
     def _initial_images(self) -> tuple[Tensor, Tensor]:
         if self.bank_options.initial:
@@ -160,10 +176,52 @@ class SyntheticDataModule(LightningDataModule):
             images, labels = images[order[keep:]], labels[order[keep:]]
         self.bank.add(images, labels)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the images of every rank are, and its random streams; called on all of them."""
+        own = {name: self.segments[name].save(bank) for name, bank in self._banks().items()}
+        streams = {"rng": self.rng.get_state(), "label_rng": self.label_rng.get_state()}
+        return {"ranks": ranks.gather({**own, **streams})}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Bring the banks back; deal them out again if there is another number of ranks.
+
+        Raises:
+            InputError: a file of the bank is missing or damaged.
+        """
+        states, rank = state_dict["ranks"], self.share.rank
+        if rank < len(states):
+            self.rng.set_state(states[rank]["rng"])
+            self.label_rng.set_state(states[rank]["label_rng"])
+        if len(states) == self.share.ranks:
+            for name, bank in self._banks().items():
+                self.segments[name].load(bank, states[rank][name])
+        else:
+            self._deal_out(states)
+
+    def _deal_out(self, states: Sequence[Mapping[str, Any]]) -> None:
+        # The rounds already made were dealt out otherwise: some ranks have more to come than room.
+        more = 2 * self.plan.round_size + 2 if self.bank_options.capacity is None else 0
+        self.bank = self._new_bank(self.bank.capacity + more)
+        if self.held_back is not None:
+            self.held_back = self._new_bank(self.held_back.capacity + more)
+        for name, bank in self._banks().items():
+            own = [state[name] for state in states]
+            self.segments[name].deal_out(bank, own, self.share.rank, self.share.ranks)
+        if self.share.rank == 0:
+            log.warning(
+                "The run had %s processes and now has %s: its %s banked images are dealt out "
+                "again. None is lost, but from here on it is not the run that it would have been.",
+                len(states), self.share.ranks, f"{sum(s['bank']['images'] for s in states):,}",
+            )  # fmt: skip
+
     def train_dataloader(self) -> EpochPlan:
         """The work items of the current epoch."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         return EpochPlan(self.plan, epoch, self._targets, self._batch, self.share)
+
+    def find_place(self, loop: Mapping[str, Any]) -> None:
+        """See `plan.find_place`."""
+        find_place(loop, self.plan, self.share)
 
     def _targets(self) -> Tensor:
         return round_targets(self.num_classes, self.plan.round_size, self.label_rng)
@@ -205,19 +263,6 @@ class SyntheticDataModule(LightningDataModule):
             images, labels = batch
             return images.to(torch.float32).div_(255), labels
         return batch
-
-
-class HeldBackBatches:
-    """Batches of what a bank holds when they are asked for, which is after it was filled."""
-
-    def __init__(self, bank: MemoryBank, batch_size: int) -> None:
-        self.bank, self.batch_size = bank, batch_size
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        images, labels = self.bank.images, self.bank.labels
-        for start in range(0, len(self.bank), self.batch_size):
-            end = start + self.batch_size
-            yield [images[start:end], labels[start:end]]
 
 
 def stream_seed(seed: int, rank: int, purpose: int) -> int:

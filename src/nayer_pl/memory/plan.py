@@ -1,8 +1,8 @@
 """The plan of an epoch: which rounds and which distillation batches, in which order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -139,6 +139,9 @@ class EpochPlan:
     All ranks get equally many items, because the trainer waits for all of them after each: where
     the rounds do not divide, some ranks get a round without targets.
 
+    Its state says how much of the epoch is done, by all ranks together; a trainer saves it in the
+    middle of an epoch. Whoever walks on from there may be another number of ranks.
+
     Args:
         plan: how much.
         epoch: which epoch, from 0.
@@ -155,21 +158,65 @@ class EpochPlan:
         batch: Callable[[], DistillationBatch],
         share: Share = Share(),
     ) -> None:
-        self.warm_up = plan.is_warm_up(epoch)
-        self.rounds = -(-plan.rounds_in(epoch) // share.ranks)
-        self.own_rounds = share.rounds(plan.rounds_before(epoch), plan.rounds_in(epoch))
+        self.warm_up, self.share = plan.is_warm_up(epoch), share
+        self.rounds, self.rounds_before = plan.rounds_in(epoch), plan.rounds_before(epoch)
         self.kd_steps = 0 if self.warm_up else plan.kd_steps
         self._targets, self._batch = targets, batch
+        self._start = self._done = {"rounds": 0, "steps": 0}
 
     def __len__(self) -> int:
-        return self.rounds + self.kd_steps
+        return self._items(self.rounds, self.kd_steps)
+
+    def _items(self, rounds: int, steps: int) -> int:
+        return -(-rounds // self.share.ranks) + steps
 
     def __iter__(self) -> Iterator[WorkItem]:
-        for i in range(self.rounds):
-            targets = self._targets() if i < self.own_rounds else torch.empty(0, dtype=torch.int64)
+        self._done = done = dict(self._start)
+        while done["rounds"] < self.rounds:
+            turn = min(self.share.ranks, self.rounds - done["rounds"])
+            own = self.share.rounds(self.rounds_before + done["rounds"], turn)
+            targets = self._targets() if own else torch.empty(0, dtype=torch.int64)
+            done["rounds"] += turn
             yield SynthesisRound(targets, self.warm_up)
-        for _ in range(self.kd_steps):
-            yield self._batch()
+        while done["steps"] < self.kd_steps:
+            batch = self._batch()
+            done["steps"] += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many rounds and distillation steps of the epoch were handed out."""
+        return dict(self._done)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin after what is done already."""
+        self._start = self._done = state
+
+    def position(self) -> int:
+        """The number of items that come before the next one."""
+        left = self.rounds - self._done["rounds"], self.kd_steps - self._done["steps"]
+        return len(self) - self._items(*left)
+
+
+def find_place(loop: Mapping[str, Any], plan: Plan, share: Share) -> None:
+    """Let a trainer that resumes in the middle of an epoch count as this number of ranks does.
+
+    Args:
+        loop: the saved state of its fit loop; the place in the epoch is changed.
+        plan: of the run.
+        share: the rank's, now.
+    """
+    done, epoch = loop["state_dict"].get("combined_loader"), loop["epoch_progress"]["current"]
+    if not done or epoch["processed"] == epoch["started"]:
+        return
+    items = EpochPlan(plan, epoch["processed"], _never, _never, share)
+    items.load_state_dict(done[0])
+    place = loop["epoch_loop.batch_progress"]["current"]
+    moved = items.position() - place["ready"]
+    place.update({name: count + moved for name, count in place.items()})
+
+
+def _never() -> Any:
+    raise AssertionError("only counted")
 
 
 def round_targets(num_classes: int, round_size: int, rng: torch.Generator | None = None) -> Tensor:

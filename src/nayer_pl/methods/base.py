@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import SGD, Optimizer
@@ -24,6 +23,7 @@ from nayer_pl.memory.plan import DistillationBatch, SynthesisRound, WorkItem
 from nayer_pl.methods.divergence import not_finite
 from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
 from nayer_pl.methods.results import sum_up
+from nayer_pl.methods.state import DistillationState
 from nayer_pl.networks.classifier import Classifier, frozen
 from nayer_pl.networks.folding import folded
 from nayer_pl.synthesis.losses import distillation_loss
@@ -31,7 +31,7 @@ from nayer_pl.synthesis.losses import distillation_loss
 log = logging.getLogger(__name__)
 
 
-class DataFreeDistillation(LightningModule, ABC):
+class DataFreeDistillation(DistillationState, ABC):
     """A student learns from a teacher on images that a method makes.
 
     Args:
@@ -102,6 +102,7 @@ class DataFreeDistillation(LightningModule, ABC):
 
     def training_step(self, item: WorkItem, _: int) -> None:
         """Do what the planned item says."""
+        self.take_back_statistics()
         if isinstance(item, SynthesisRound):
             self._synthesis_round(item)
         else:
@@ -273,20 +274,6 @@ class DataFreeDistillation(LightningModule, ABC):
         super().train(mode)
         self.teacher.eval()
         return self
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what all ranks have in common, without the teacher (it has a file of its own)."""
-        ranks.average_statistics(self.student)  # in place: the saved state is not a copy
-        state = checkpoint["state_dict"]
-        # It also stands, watched, one level deeper.
-        for key in [key for key in state if "teacher" in key.split(".")[:2]]:
-            del state[key]
-        checkpoint["progress"] = {"student_updates": self.student_updates, "rounds": self.rounds}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters."""
-        self.student_updates = checkpoint["progress"]["student_updates"]
-        self.rounds = checkpoint["progress"]["rounds"]
 
     # Small things
 

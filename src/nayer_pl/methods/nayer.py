@@ -79,6 +79,7 @@ class NAYER(DataFreeDistillation):
         self.generator_betas = (generator_betas[0], generator_betas[1])
         self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
         self.augmentation, self.seed = augmentation, seed
+        self.redraws = reinitialise_noisy_layer
         self.statistics = StatisticsMatching(teacher, bn_momentum)
         if bn_weight and not self.statistics.norms:
             raise InputError(
@@ -102,11 +103,12 @@ class NAYER(DataFreeDistillation):
             )
         self.generator = generator(noisy_features, image_shape)
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """Give every rank noise and augmentation of its own."""
-        super().on_fit_start()
+        super().setup(stage)
         seed = stream_seed(self.seed, self.global_rank, purpose=2)
-        self.rng = torch.Generator(self.device).manual_seed(seed)
+        device = self.trainer.strategy.root_device  # where this module is going to be
+        self.rng = torch.Generator(device).manual_seed(seed)
 
     def on_train_epoch_start(self) -> None:
         """Start the generator from scratch at the end of its life, and when distillation begins."""
@@ -114,6 +116,25 @@ class NAYER(DataFreeDistillation):
         if epoch > 0 and (epoch % self.generator_life == 0 or epoch == warm_up):
             self.generator.reset_parameters()  # type: ignore[operator]
             self.conditioning.reset_parameters()
+
+    def own_state(self) -> dict[str, Any]:
+        """Also the stream of noise, but not the noisy layer if every round draws it from that."""
+        state = super().own_state()
+        if self.redraws:
+            for name in [name for name in state["parts"] if "noisy_layer" in name.split(".")]:
+                del state["parts"][name]
+        return {**state, "rng": self.rng.get_state()}
+
+    def load_own_state(self, states: Sequence[dict[str, Any]], rank: int) -> None:
+        """A rank that was not there before has noise of its own."""
+        super().load_own_state(states, rank)
+        if rank < len(states):
+            self.rng.set_state(states[rank]["rng"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out Adam's averages, which no round takes over from another."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["optimizer_states"][1]["state"] = {}
 
     def synthesis_optimizers(self) -> list[Optimizer]:
         """Adam of the generator, with the noisy layer and the BatchNorm before it."""

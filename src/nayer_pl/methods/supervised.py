@@ -1,22 +1,23 @@
 """Ordinary training on real images: how a teacher comes to be."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
 
 from nayer_pl import ranks
+from nayer_pl.checkpoint import Resumable, described, load_metric, metric_state
 from nayer_pl.errors import DivergenceError
 from nayer_pl.networks.classifier import Classifier
 
 
-class Supervised(LightningModule):
+class Supervised(Resumable):
     """Cross-entropy with SGD and a cosine over all steps.
 
     Args:
@@ -90,8 +91,23 @@ class Supervised(LightningModule):
             weight_decay=self.weight_decay,
             nesterov=True,
         )
-        cosine = CosineAnnealingLR(sgd, int(self.trainer.estimated_stepping_batches))
+        # Estimating opens the first epoch's batches for good; a saved schedule knows its length.
+        steps = 1 if self.resumed else int(self.trainer.estimated_stepping_batches)
+        cosine = CosineAnnealingLR(sgd, steps)
         return {"optimizer": sgd, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+    def facts(self) -> dict[str, str]:
+        """Method and network."""
+        return {**super().facts(), "network": described(self.network)}
+
+    def own_state(self) -> dict[str, Any]:
+        """The loss so far in this epoch."""
+        return {"loss": metric_state(self.train_loss)}
+
+    def load_own_state(self, states: Sequence[dict[str, Any]], rank: int) -> None:
+        """See `own_state`."""
+        mine = states[rank :: self.trainer.world_size]
+        load_metric(self.train_loss, [state["loss"] for state in mine])
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary."""
