@@ -1,4 +1,4 @@
-"""Check, parity and timing on a GPU in under ten minutes; every figure goes to one file.
+"""Check, parity and timing on a GPU; every figure goes to one file. (Planned for ten minutes.)
 
 python benchmarks/gpu.py [--out runs/benchmark_gpu]
 
