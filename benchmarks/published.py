@@ -94,7 +94,6 @@ class Published:
         embeddings: label text, [num_classes, d].
         features: size of a noisy layer's output.
         round_size: images in a round.
-        flip: mirror images.
         learning_rate: of the student.
     """
 

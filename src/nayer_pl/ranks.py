@@ -126,11 +126,7 @@ def level(trainer: Trainer) -> None:
 
 def first_of_all(message: str | None) -> str | None:
     """The message of the first rank that has one, on every rank."""
-    if not _several():
-        return message
-    messages: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(messages, message)
-    return next((found for found in messages if found is not None), None)
+    return next((found for found in gather(message) if found is not None), None)
 
 
 def gather(own: Any) -> list[Any]:
