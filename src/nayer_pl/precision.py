@@ -7,10 +7,11 @@ import torch
 
 
 def fastest_precision(accelerator: str = "auto") -> str:
-    """Lightning's "bf16-mixed" where the hardware itself multiplies bfloat16, else "32-true".
+    """Lightning's "bf16-mixed" where the hardware multiplies bfloat16 faster, else "32-true".
 
     bfloat16 has float32's range, so no loss is scaled; weights, losses and statistics stay float32.
-    A machine without such instructions can compute in it too, but more slowly than in float32.
+    Any machine can compute in it, but a CPU without matrix instructions for it (AMX) is slower with
+    it than in float32, also where it has AVX512-BF16 (benchmarks/README.md).
 
     Args:
         accelerator: as `lightning.Trainer` takes it.
@@ -21,5 +22,5 @@ def fastest_precision(accelerator: str = "auto") -> str:
     elif accelerator in ("auto", "cpu"):
         tell = getattr(torch.cpu, "get_capabilities", dict)  # older torch does not
         capabilities: Mapping[str, Any] = tell()
-        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+        native = bool(capabilities.get("amx_bf16"))
     return "bf16-mixed" if native else "32-true"

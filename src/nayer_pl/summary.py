@@ -42,8 +42,10 @@ def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("parameters", _count(summary["parameters"])))
     if "images_banked" in summary:
         banked = f"{summary['images_banked']:,} ({_size(summary['bank_bytes'])})"
-        seen = f"the teacher sees the wanted label in {_percent(summary['label_agreement'])}"
-        rows.append(("images banked", f"{banked}; {seen}"))
+        if summary["label_agreement"] is not None:
+            seen = _percent(summary["label_agreement"])
+            banked += f"; the teacher sees the wanted label in {seen}"
+        rows.append(("images banked", banked))
     for phase in ("teacher", "synthesis", "distillation", "training"):
         seconds = summary.get(f"seconds_{phase}")
         if seconds:

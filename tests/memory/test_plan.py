@@ -244,3 +244,26 @@ def test_whoever_goes_on_does_exactly_what_is_left(plan, ranks, later, data):
     assert made == plan.rounds_in(epoch) - rounds
     whole = 0 if plan.is_warm_up(epoch) else plan.kd_steps
     assert steps == {whole - kinds.count(DistillationBatch)}
+
+
+@given(plans(), st.integers(1, 3))
+def test_alternating_rounds_are_spread_evenly_and_each_comes_before_its_batches(plan, ranks):
+    plan = replace(plan, alternate=True)
+    shares = [Share(rank, ranks) for rank in range(ranks)]
+    for epoch in range(plan.max_epochs):
+        for share in shares:
+            items = list(epoch_plan(plan, epoch, share=share))
+            assert len(items) == len(epoch_plan(plan, epoch, share=share))
+            turns = [i for i, item in enumerate(items) if isinstance(item, SynthesisRound)]
+            batches = len(items) - len(turns)
+            assert batches == (0 if plan.is_warm_up(epoch) else plan.kd_steps)
+            # Turn i of n (ranks rounds each) waits for its share of the batches, rounded up.
+            for turn, place in enumerate(turns):
+                due = -(-turn * ranks * batches // plan.rounds_in(epoch))
+                assert place == turn + due
+
+
+def test_alternating_as_in_a_game_of_one_to_five():
+    plan = Plan(epochs=1, warmup_epochs=0, rounds_per_epoch=2, kd_steps=10, alternate=True)
+    kinds = "".join("RB"[isinstance(i, DistillationBatch)] for i in epoch_plan(plan, 0))
+    assert kinds == "RBBBBBRBBBBB"

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +27,9 @@ from nayer_pl.memory.plan import (
     round_targets,
 )
 from nayer_pl.memory.segments import Segments
-from nayer_pl.memory.storage import PLACES, allocate
+from nayer_pl.memory.storage import BankOptions, allocate
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BankOptions:
-    """How the bank is kept. With several ranks each keeps its share of it.
-
-    Args:
-        capacity: images it holds, over all ranks; None for all that the plan makes.
-        device: "cpu", "cuda", "disk" (a file in the trainer's `default_root_dir`), or None for the
-            trainer's device; where it does not fit, the next of these places is taken.
-        initial: a saved bank to start from; None starts empty.
-    """
-
-    capacity: int | None = None
-    device: str | None = None
-    initial: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.capacity is not None and self.capacity < 1:
-            raise InputError(f"bank.capacity must be at least 1 image, not {self.capacity}.")
-        if self.device not in PLACES:
-            raise InputError(f"bank.device is null, cpu, cuda or disk, not '{self.device}'.")
 
 
 class SyntheticDataModule(LightningDataModule):

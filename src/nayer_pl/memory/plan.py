@@ -36,8 +36,9 @@ class Plan:
     """How much is synthesised and distilled (NAYER, section 4.1).
 
     A warm-up epoch is `warmup_rounds` rounds. A distillation epoch is `rounds_per_epoch` rounds,
-    then `kd_steps` batches. Sizes are totals, whatever the number of ranks: the rounds are shared
-    out among them, and every distillation batch is.
+    then `kd_steps` batches; or, where generator and student take turns, both in turn. Sizes are
+    totals, whatever the number of ranks: the rounds are shared out among them, and every
+    distillation batch is.
 
     Args:
         epochs: distillation epochs, the paper's E.
@@ -49,6 +50,7 @@ class Plan:
         batch_size: images in a distillation batch.
         partial_rounds: allow rounds of fewer images than there are classes; each then holds a
             random part of the classes.
+        alternate: spread the rounds of a distillation epoch evenly among its batches.
     """
 
     epochs: int = 100
@@ -59,6 +61,7 @@ class Plan:
     round_size: int = 400
     batch_size: int = 512
     partial_rounds: bool = False
+    alternate: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "kd_steps", "round_size", "batch_size"):
@@ -161,6 +164,7 @@ class EpochPlan:
         self.warm_up, self.share = plan.is_warm_up(epoch), share
         self.rounds, self.rounds_before = plan.rounds_in(epoch), plan.rounds_before(epoch)
         self.kd_steps = 0 if self.warm_up else plan.kd_steps
+        self.alternate = plan.alternate
         self._targets, self._batch = targets, batch
         self._start = self._done = {"rounds": 0, "steps": 0}
 
@@ -172,16 +176,25 @@ class EpochPlan:
 
     def __iter__(self) -> Iterator[WorkItem]:
         self._done = done = dict(self._start)
-        while done["rounds"] < self.rounds:
-            turn = min(self.share.ranks, self.rounds - done["rounds"])
-            own = self.share.rounds(self.rounds_before + done["rounds"], turn)
-            targets = self._targets() if own else torch.empty(0, dtype=torch.int64)
-            done["rounds"] += turn
-            yield SynthesisRound(targets, self.warm_up)
-        while done["steps"] < self.kd_steps:
-            batch = self._batch()
-            done["steps"] += 1
-            yield batch
+        while done["rounds"] < self.rounds or done["steps"] < self.kd_steps:
+            if self._round_is_next(done):
+                yield self._round(done)
+            else:
+                batch = self._batch()
+                done["steps"] += 1
+                yield batch
+
+    def _round_is_next(self, done: dict[str, int]) -> bool:
+        if done["rounds"] == self.rounds or not self.alternate:
+            return done["rounds"] < self.rounds
+        return done["steps"] * self.rounds >= self.kd_steps * done["rounds"]
+
+    def _round(self, done: dict[str, int]) -> SynthesisRound:
+        turn = min(self.share.ranks, self.rounds - done["rounds"])
+        own = self.share.rounds(self.rounds_before + done["rounds"], turn)
+        targets = self._targets() if own else torch.empty(0, dtype=torch.int64)
+        done["rounds"] += turn
+        return SynthesisRound(targets, self.warm_up)
 
     def state_dict(self) -> dict[str, int]:
         """How many rounds and distillation steps of the epoch were handed out."""

@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +23,28 @@ PLACES = (None, "cpu", "cuda", "disk")
 # Of what is free when a run starts: networks need memory too, pinned memory is handed out in powers
 # of two, and a disk has pictures, weights and checkpoints to hold.
 MEMORY_SHARE, DISK_SHARE = 0.5, 0.9
+
+
+@dataclass(frozen=True)
+class BankOptions:
+    """How the bank is kept. With several ranks each keeps its share of it.
+
+    Args:
+        capacity: images it holds, over all ranks; None for all that the plan makes.
+        device: "cpu", "cuda", "disk" (a file in the trainer's `default_root_dir`), or None for the
+            trainer's device; where it does not fit, the next of these places is taken.
+        initial: a saved bank to start from; None starts empty.
+    """
+
+    capacity: int | None = None
+    device: str | None = None
+    initial: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.capacity is not None and self.capacity < 1:
+            raise InputError(f"bank.capacity must be at least 1 image, not {self.capacity}.")
+        if self.device not in PLACES:
+            raise InputError(f"bank.device is null, cpu, cuda or disk, not '{self.device}'.")
 
 
 def allocate(

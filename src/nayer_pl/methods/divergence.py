@@ -1,6 +1,21 @@
-"""A loss that is not a number stops the run before it does harm."""
+"""A number that is not finite stops the run before it does harm."""
 
-from torch import Tensor
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nayer_pl.errors import DivergenceError
+
+GRADIENT = "gradient"  # the name of its norm among the terms of a round
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Euclidean norm of all gradients together, a scalar on their device; NaN if one of them is."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.stack(torch._foreach_norm(grads)).norm()
 
 
 def not_finite(steps: Tensor, names: list[str], where: str) -> str | None:
@@ -10,9 +25,68 @@ def not_finite(steps: Tensor, names: list[str], where: str) -> str | None:
         return None
     step = int(bad.any(dim=1).int().argmax())
     culprits = [name for name, flag in zip(names, bad[step], strict=True) if flag]
-    term = next((name for name in culprits if name != "loss"), "loss")
+    # A bad term makes the loss bad, and that the gradient.
+    terms = [name for name in culprits if name not in ("loss", GRADIENT)]
+    name = (terms or [name for name in ("loss", GRADIENT) if name in culprits])[0]
+    what = "gradient of the synthesis loss" if name == GRADIENT else f"synthesis loss term '{name}'"
     return (
-        f"The synthesis loss term '{term}' became {steps[step, names.index(term)]} at step "
-        f"{step + 1} of {where}. The images of this round were not banked; lower the generator's "
-        "learning rate (model.generator_lr) or the weight of this term."
+        f"The {what} became {steps[step, names.index(name)]} at step {step + 1} of {where}. The "
+        "images of this round were not banked; lower the generator's learning rate "
+        "(model.generator_lr) or the weight of this term."
     )
+
+
+class StudentWatch:
+    """Keeps a gradient that is not finite away from the student.
+
+    On a CPU the run stops at once. On a GPU asking would wait for it at every step, so the (fused)
+    optimizer leaves such a step out, as loss scaling makes it do, and `check` tells later.
+    """
+
+    WAITS_FOR_NOTHING = ("cpu",)  # devices
+
+    def __init__(self) -> None:
+        self._first_bad: Tensor | None = None  # a student update; 0 for none
+        self._values: Tensor | None = None  # its loss and the norm of its gradient
+
+    def before_step(self, optimizer: Optimizer, loss: Tensor, norm: Tensor, update: int) -> None:
+        """Look at one step of the student.
+
+        Args:
+            optimizer: about to take the step.
+            loss: of this step, a scalar.
+            norm: of its gradient, a scalar.
+            update: the number of this student update, from 1.
+
+        Raises:
+            DivergenceError: see `check`.
+        """
+        values = torch.stack([loss, norm])
+        bad = ~values.isfinite().all()
+        if self._first_bad is None or self._values is None:
+            self._first_bad, self._values = bad * update, values
+        else:
+            first = bad & (self._first_bad == 0)
+            self._first_bad = torch.where(first, update, self._first_bad)
+            self._values = torch.where(first, values, self._values)
+        if bad.device.type in self.WAITS_FOR_NOTHING:
+            self.check()
+        elif optimizer.defaults.get("fused"):
+            optimizer.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
+
+    def check(self) -> None:
+        """Wait for the device, and stop if a step was bad.
+
+        Raises:
+            DivergenceError: a loss or gradient was not finite.
+        """
+        if self._first_bad is None or self._values is None or not int(self._first_bad):
+            return
+        loss, norm = self._values.tolist()
+        what = f"distillation loss became {loss}"
+        if math.isfinite(loss):
+            what = f"gradient of the distillation loss became {norm}"
+        raise DivergenceError(
+            f"The {what} at student update {int(self._first_bad)}, which was not made; the last "
+            "checkpoint is from before that. Lower model.learning_rate."
+        )

@@ -12,8 +12,8 @@ from torch.optim import Adam, Optimizer
 
 from nayer_pl.augmentation import Augmentation
 from nayer_pl.errors import InputError
-from nayer_pl.memory.datamodule import stream_seed
 from nayer_pl.methods.base import DataFreeDistillation
+from nayer_pl.methods.descent import descend
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning
 from nayer_pl.synthesis.generators import Generator
@@ -45,8 +45,7 @@ class NAYER(DataFreeDistillation):
         bn_momentum: weight of the running average in the statistics term.
         augmentation: of the images before teacher and student see them; None for none.
         round_size: most labels in one round.
-        seed: of noise and augmentation.
-        distillation: temperature, learning rate and so on of `DataFreeDistillation`.
+        distillation: temperature, learning rate, seed and so on of `DataFreeDistillation`.
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class NAYER(DataFreeDistillation):
         bn_momentum: float = 0.9,
         augmentation: Augmentation | None = None,
         round_size: int = 400,
-        seed: int = 0,
         **distillation: Any,
     ) -> None:
         super().__init__(teacher, student, **distillation)
@@ -78,7 +76,7 @@ class NAYER(DataFreeDistillation):
         self.generator_lr = generator_lr
         self.generator_betas = (generator_betas[0], generator_betas[1])
         self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
-        self.augmentation, self.seed = augmentation, seed
+        self.augmentation = augmentation
         self.redraws = reinitialise_noisy_layer
         self.statistics = StatisticsMatching(teacher, bn_momentum)
         if bn_weight and not self.statistics.norms:
@@ -103,13 +101,6 @@ class NAYER(DataFreeDistillation):
             )
         self.generator = generator(noisy_features, image_shape)
 
-    def setup(self, stage: str) -> None:
-        """Give every rank noise and augmentation of its own."""
-        super().setup(stage)
-        seed = stream_seed(self.seed, self.global_rank, purpose=2)
-        device = self.trainer.strategy.root_device  # where this module is going to be
-        self.rng = torch.Generator(device).manual_seed(seed)
-
     def on_train_epoch_start(self) -> None:
         """Start the generator from scratch at the end of its life, and when distillation begins."""
         epoch, warm_up = self.current_epoch, self.datamodule.plan.warmup_epochs
@@ -118,23 +109,12 @@ class NAYER(DataFreeDistillation):
             self.conditioning.reset_parameters()
 
     def own_state(self) -> dict[str, Any]:
-        """Also the stream of noise, but not the noisy layer if every round draws it from that."""
+        """Not the noisy layer if every round draws it anew."""
         state = super().own_state()
         if self.redraws:
             for name in [name for name in state["parts"] if "noisy_layer" in name.split(".")]:
                 del state["parts"][name]
-        return {**state, "rng": self.rng.get_state()}
-
-    def load_own_state(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """A rank that was not there before has noise of its own."""
-        super().load_own_state(states, rank)
-        if rank < len(states):
-            self.rng.set_state(states[rank]["rng"])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out Adam's averages, which no round takes over from another."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["optimizer_states"][1]["state"] = {}
+        return state
 
     def synthesis_optimizers(self) -> list[Optimizer]:
         """Adam of the generator, with the noisy layer and the BatchNorm before it."""
@@ -147,27 +127,19 @@ class NAYER(DataFreeDistillation):
 
     def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One round (NAYER, algorithm 1): the images of the step with the lowest loss."""
-        optimizer = self._optimizers()[1]
-        optimizer.optimizer.state.clear()
+        optimizer = self.all_optimizers()[1]
         self.conditioning.start_round(targets, self.rng)
-        history: list[dict[str, Tensor]] = []
-        lowest = torch.full((), torch.inf, device=self.device)
-        kept = torch.zeros((), device=self.device)
-        for step in range(self.generator_steps):
-            self.show_step(step + 1, self.generator_steps)
-            images = self._make(targets)
+
+        def judge(images: Tensor) -> dict[str, Tensor]:
             seen = images if self.augmentation is None else self.augmentation(images, self.rng)
-            terms = self._judge(seen, targets, warm_up)
-            history.append({name: term.detach() for name, term in terms.items()})
-            # Chosen on the device: asking which loss is lower would wait for it at every step.
-            better = history[-1]["loss"] < lowest
-            lowest = torch.where(better, history[-1]["loss"], lowest)
-            kept = torch.where(better, images.detach(), kept)
-            optimizer.zero_grad()
-            self.manual_backward(terms["loss"])
-            optimizer.step()
+            return self._judge(seen, targets, warm_up)
+
+        images, history = descend(
+            self, optimizer, self.generator_steps, lambda: self._make(targets), judge
+        )
+        optimizer.optimizer.state.clear()  # no round takes over Adam's averages from another
         self.statistics.finish_round()
-        return kept, {name: torch.stack([step[name] for step in history]) for name in history[0]}
+        return images, history
 
     def _make(self, targets: Tensor) -> Tensor:
         return self.generator(self.conditioning(targets))

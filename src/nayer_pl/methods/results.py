@@ -30,8 +30,12 @@ def sum_up(method: "DataFreeDistillation") -> dict[str, Any]:
         "student_parameters": sum(p.numel() for p in method.student.parameters()),
         "student_updates": method.student_updates,
         "images_banked": int(ranks.total(bank.added, method.device)),
+        "images_kept": int(held),
+        "synthesis_steps": int(ranks.total(method.synthesis_steps, method.device)),
         "bank_bytes": int(ranks.total(bank.nbytes, method.device)),
         "synthesis_loss": float(method.synthesis_loss.compute()),
-        "label_agreement": mean(label_agreement(bank, method.teacher)),
+        "label_agreement": mean(label_agreement(bank, method.teacher))
+        if method.wants_labels
+        else None,
         "diversity": mean(within_class_distance(bank)),
     }

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -16,18 +17,21 @@ from nayer_pl.networks.classifier import Classifier
 class DistillationState(Resumable, ABC):
     """The state of `DataFreeDistillation`, on every rank; the bank's is its data module's.
 
-    A method whose synthesis remembers more than tensors of the module (random streams, averages of
-    an optimizer) adds that to `own_state`.
+    A method whose synthesis remembers more than tensors of the module, `rng` and its optimizers
+    adds that to `own_state`.
     """
 
     teacher: Classifier
     student: Classifier
     kd_loss: MeanMetric
     synthesis_loss: MeanMetric
+    rng: torch.Generator
     student_updates = 0
     rounds = 0
+    synthesis_steps = 0
 
     _statistics: dict[str, Tensor] | None = None  # the student's, from a checkpoint
+    _optimizers_of_synthesis: list[dict[str, Any]] | None = None  # likewise
     _teachers_weights: str | None = None
 
     @property
@@ -59,17 +63,24 @@ class DistillationState(Resumable, ABC):
             },
             "statistics": {n: b.cpu().clone() for n, b in self.student.named_buffers()},
             "rounds": self.rounds,
+            "synthesis_steps": self.synthesis_steps,
+            "rng": self.rng.get_state(),
+            "optimizers": [each.state_dict() for each in self.trainer.optimizers[1:]],
             "kd_loss": metric_state(self.kd_loss),
             "synthesis_loss": metric_state(self.synthesis_loss),
         }
 
     def load_own_state(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """A rank that was not there before begins with what another one knows."""
+        """A rank that was not there before begins with what another one knows, and own noise."""
         alike = states[rank % len(states)]
+        if rank < len(states):
+            self.rng.set_state(alike["rng"])
+        self._optimizers_of_synthesis = alike["optimizers"]
         self.load_state_dict(alike["parts"], strict=False)
         self._statistics = alike["statistics"]
         mine = states[rank :: self.trainer.world_size]  # empty if there are more ranks than before
         self.rounds = sum(state["rounds"] for state in mine)
+        self.synthesis_steps = sum(state["synthesis_steps"] for state in mine)
         load_metric(self.kd_loss, [state["kd_loss"] for state in mine])
         load_metric(self.synthesis_loss, [state["synthesis_loss"] for state in mine])
 
@@ -83,6 +94,8 @@ class DistillationState(Resumable, ABC):
             for name, buffer in self.student.named_buffers(prefix="student"):
                 if name in state:  # not the normalisation
                     state[name] = buffer.clone()
+        for optimizer in checkpoint["optimizer_states"][1:]:  # every rank has its own
+            optimizer["state"] = {}
         checkpoint["progress"] = {"student_updates": self.student_updates, "rounds": self.rounds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -90,6 +103,14 @@ class DistillationState(Resumable, ABC):
         super().on_load_checkpoint(checkpoint)
         self.student_updates = checkpoint["progress"]["student_updates"]
         self.datamodule.find_place(checkpoint["loops"]["fit_loop"])
+
+    def on_train_start(self) -> None:
+        """Optimizers of synthesis come back after Lightning has restored those that it knows."""
+        super().on_train_start()
+        saved = self._optimizers_of_synthesis or []
+        for optimizer, state in zip(self.trainer.optimizers[1:], saved, strict=False):
+            optimizer.load_state_dict(state)
+        self._optimizers_of_synthesis = None
 
     def take_back_statistics(self) -> None:
         """To be called in every step: with the first one DDP sends out those of rank 0."""

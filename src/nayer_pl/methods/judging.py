@@ -1,0 +1,67 @@
+"""When the student is judged, and the teacher before it."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from nayer_pl import ranks
+from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
+from nayer_pl.methods.reporting import Reporting
+from nayer_pl.networks.classifier import Classifier
+
+if TYPE_CHECKING:
+    from nayer_pl.memory.datamodule import SyntheticDataModule
+
+log = logging.getLogger(__name__)
+
+
+class Judging(Reporting):
+    """Evaluates the student after an epoch, against real labels and against its teacher."""
+
+    teacher: Classifier
+    student: Classifier
+    evaluation: Evaluation
+    datamodule: "SyntheticDataModule"
+
+    def examine(self, teacher: Classifier, strict: bool) -> None:
+        """Keep the teacher's answers to the evaluation images, if there are any.
+
+        Args:
+            teacher: images in [0, 1] -> logits.
+            strict: raise an InputError if it does no better than a guesser.
+        """
+        if not self.datamodule.has_real_images:
+            return
+        batches = self.datamodule.evaluation_batches()
+        accuracy, images = self.evaluation.ask(teacher, batches, self._prepare)
+        if self.trainer.is_global_zero:
+            log.info(
+                "The teacher is right on %.2f %% of %s evaluation images.",
+                100 * accuracy, f"{images:,}",
+            )  # fmt: skip
+        if strict:
+            stop_at_chance(accuracy, images, self.datamodule.num_classes)
+
+    def _prepare(self, batch: list[Tensor]) -> Any:
+        on_device = [tensor.to(self.device) for tensor in batch]
+        return self.datamodule.on_after_batch_transfer(on_device, 0)
+
+    def on_validation_start(self) -> None:
+        """Judge the student that all ranks have in common."""
+        ranks.average_statistics(self.student)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], i: int) -> None:
+        """Compare the student with the labels and with the teacher."""
+        self.evaluation.update(i, *batch, self.student, self.teacher)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log fractions in [0, 1]; accuracies only where there are real labels."""
+        values = self.evaluation.compute()
+        if self.trainer.sanity_checking:
+            return
+        metrics = {f"val/{name}": value for name, value in values.items()}
+        self.log_dict(metrics, logger=False)
+        short = {"agreement": "agree", "student_accuracy": "acc"}
+        self.show({short[name]: value for name, value in values.items() if name in short})
+        self.record({**metrics, "epoch": self.current_epoch})
