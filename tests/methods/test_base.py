@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 from pathlib import Path
 
@@ -141,6 +142,34 @@ def test_nan_in_the_distillation_loss_stops_before_the_next_checkpoint(
         )  # fmt: skip
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in kept.values())
+
+
+def nan_at(parameter, call):
+    """Make the gradient of `parameter` NaN at its `call`-th backward pass."""
+    calls = itertools.count(1)
+    parameter.register_hook(lambda grad: grad * math.nan if next(calls) == call else None)
+
+
+def test_nan_in_a_synthesis_gradient_stops_before_the_bank(tiny_method, tiny_data, fit):
+    method, data = tiny_method(generator_steps=4), tiny_data()
+    nan_at(method.generator.layers[0].weight, 4 + 3)
+    with pytest.raises(DivergenceError, match=r"gradient .* became nan at step 3 of round 2"):
+        fit(method, data)
+    assert len(data.bank) == 12
+
+
+def test_nan_in_the_students_gradient_stops_before_the_student(tiny_method, tiny_data, fit):
+    method, kept = tiny_method(), {}
+
+    class Keep(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            kept.update({n: p.detach().clone() for n, p in method.student.named_parameters()})
+
+    nan_at(method.student.network.head.weight, 5)
+    with pytest.raises(DivergenceError, match=r"gradient .* became nan at student update 5"):
+        fit(method, tiny_data(), callbacks=[Keep()], log_every_n_steps=50)
+    assert method.student_updates == 4
+    assert all(torch.equal(kept[n], p) for n, p in method.student.named_parameters())
 
 
 def test_parts_that_do_not_fit_are_named_before_any_work(
