@@ -16,7 +16,7 @@ class Spy(Callback):
         self.rounds, self.steps = [], []
 
     def on_fit_start(self, trainer, method):
-        make, judge, synthesise = method._make, method._judge, method.synthesise
+        make, judge, synthesise = method._make, method.invert, method.synthesise
 
         def spy_make(targets):
             self.made = make(targets)
@@ -33,7 +33,7 @@ class Spy(Callback):
             self.rounds.append((images, history, self.steps, warm_up, targets))
             return images, history
 
-        method._make, method._judge = spy_make, spy_judge
+        method._make, method.invert = spy_make, spy_judge
         method.synthesise = spy_synthesise
 
 
@@ -226,7 +226,7 @@ def test_compiled_steps_compute_the_same(tiny_method, tiny_data, fit):
         results = [method._make(targets)]
         for warm_up in (False, True):
             x = images.clone().requires_grad_()
-            terms = method._judge(x, targets, warm_up)
+            terms = method.invert(x, targets, warm_up)
             results += [*terms.values(), *torch.autograd.grad(terms["loss"], x)]
         method.student.requires_grad_(True).train()
         loss = method.student_loss(images)

@@ -1,6 +1,6 @@
 """Real images for training a teacher, in augmented batches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 from nayer_pl import ranks
 from nayer_pl.augmentation import Augmentation
 from nayer_pl.data.batches import Batches
-from nayer_pl.data.images import Images, ImageSource, open_split
-from nayer_pl.errors import InputError
+from nayer_pl.data.images import Images, ImageSource, Split, open_split
+from nayer_pl.errors import InputError, require
 
 
 class RealDataModule(LightningDataModule):
@@ -25,6 +25,10 @@ class RealDataModule(LightningDataModule):
         eval_batch_size: images per evaluation step, on each rank.
         num_classes: what the labels must be of; None does not check them.
         seed: of the order of the training images.
+        image_shape: (C, H, W) that the images must have; None does not check them.
+
+    Raises:
+        InputError: no epoch, or no image in a batch.
     """
 
     def __init__(
@@ -36,11 +40,14 @@ class RealDataModule(LightningDataModule):
         eval_batch_size: int = 500,
         num_classes: int | None = None,
         seed: int = 0,
+        image_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        require(epochs >= 1, "plan.epochs", "at least 1", epochs)
+        require(batch_size >= 1, "plan.batch_size", "at least 1", batch_size)
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.augmentation, self.max_epochs = augmentation, epochs
-        self.num_classes, self.seed = num_classes, seed
+        self.num_classes, self.seed, self._wanted_shape = num_classes, seed, image_shape
         self._rng: torch.Generator | None = None
         self._train: Images | None = None
         self._evaluation: Images | None = None
@@ -57,9 +64,12 @@ class RealDataModule(LightningDataModule):
                 # Every epoch has an order of its own: the trainer must ask every time.
                 self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
             if self._train is None:
-                self._train = open_split(self.source, "train", self.num_classes)
+                self._train = self._open("train")
         if self._evaluation is None:
-            self._evaluation = open_split(self.source, "evaluation", self.num_classes)
+            self._evaluation = self._open("evaluation")
+
+    def _open(self, split: Split) -> Images:
+        return open_split(self.source, split, self.num_classes, self._wanted_shape)
 
     def _check_share(self) -> None:
         _, world = self._rank()
@@ -74,6 +84,12 @@ class RealDataModule(LightningDataModule):
         """Which of how many processes this is."""
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the images, once they are open."""
+        assert self._evaluation is not None
+        return self._evaluation.image_shape
 
     def train_dataloader(self) -> Batches:
         """Shuffled batches of this epoch, the incomplete last one dropped."""

@@ -10,25 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.augmentation import Augmentation
 from nayer_pl.errors import InputError
-from nayer_pl.methods.base import DataFreeDistillation
 from nayer_pl.methods.descent import descend
+from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning
 from nayer_pl.synthesis.generators import Generator
 from nayer_pl.synthesis.label_text import LabelText
-from nayer_pl.synthesis.losses import adversarial_loss, label_loss
-from nayer_pl.synthesis.statistics import StatisticsMatching
 
 Conditioning = Literal["lte", "onehot", "noise"]
 
 
-class NAYER(DataFreeDistillation):
+class NAYER(InversionDistillation):
     """Label text is the generator's input; a noisy layer, new for every round, makes it random.
 
     Args:
-        teacher, student: see `DataFreeDistillation`, which also takes `distillation`.
+        teacher, student: see `InversionDistillation`, which also takes `inversion`.
         image_shape: (C, H, W) of the images to make.
         label_text: the label-text embeddings [num_classes, d], or what encodes them; only
             `conditioning="lte"` needs it.
@@ -40,12 +37,9 @@ class NAYER(DataFreeDistillation):
         generator_steps: optimisation steps in a round.
         generator_lr, generator_betas: of the Adam that starts afresh in every round.
         generator_life: epochs until the generator starts from scratch.
-        bn_weight, ce_weight, adv_weight: of the three terms of the generator's loss; the
-            adversarial one is left out in warm-up.
-        bn_momentum: weight of the running average in the statistics term.
-        augmentation: of the images before teacher and student see them; None for none.
+        bn_weight, ce_weight, adv_weight, bn_momentum: see `InversionDistillation`.
         round_size: most labels in one round.
-        distillation: temperature, learning rate, seed and so on of `DataFreeDistillation`.
+        inversion: augmentation, temperature, learning rate, seed and so on.
     """
 
     def __init__(
@@ -67,24 +61,16 @@ class NAYER(DataFreeDistillation):
         ce_weight: float = 0.5,
         adv_weight: float = 1.33,
         bn_momentum: float = 0.9,
-        augmentation: Augmentation | None = None,
         round_size: int = 400,
-        **distillation: Any,
+        **inversion: Any,
     ) -> None:
-        super().__init__(teacher, student, **distillation)
+        super().__init__(
+            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, **inversion
+        )
         self.generator_steps, self.generator_life = generator_steps, generator_life
         self.generator_lr = generator_lr
         self.generator_betas = (generator_betas[0], generator_betas[1])
-        self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
-        self.augmentation = augmentation
         self.redraws = reinitialise_noisy_layer
-        self.statistics = StatisticsMatching(teacher, bn_momentum)
-        if bn_weight and not self.statistics.norms:
-            raise InputError(
-                "The teacher has no BatchNorm2d with running statistics, so there is nothing for "
-                "the statistics term to match; set model.bn_weight=0 to go without it (expect a "
-                "weaker student), or choose another teacher."
-            )
         classes = teacher.num_classes(image_shape)
         self.conditioning: LabelConditioning | NoiseConditioning
         if conditioning == "noise":
@@ -123,7 +109,7 @@ class NAYER(DataFreeDistillation):
 
     def steps_to_compile(self) -> list[str]:
         """The generator's step in two graphs, because crops are drawn between them."""
-        return [*super().steps_to_compile(), "_make", "_judge"]
+        return [*super().steps_to_compile(), "_make", "invert"]
 
     def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One round (NAYER, algorithm 1): the images of the step with the lowest loss."""
@@ -131,8 +117,7 @@ class NAYER(DataFreeDistillation):
         self.conditioning.start_round(targets, self.rng)
 
         def judge(images: Tensor) -> dict[str, Tensor]:
-            seen = images if self.augmentation is None else self.augmentation(images, self.rng)
-            return self._judge(seen, targets, warm_up)
+            return self.invert(self.augment(images), targets, warm_up)
 
         images, history = descend(
             self, optimizer, self.generator_steps, lambda: self._make(targets), judge
@@ -143,19 +128,6 @@ class NAYER(DataFreeDistillation):
 
     def _make(self, targets: Tensor) -> Tensor:
         return self.generator(self.conditioning(targets))
-
-    def _judge(self, images: Tensor, targets: Tensor, warm_up: bool) -> dict[str, Tensor]:
-        """L = bn_weight L_bn + ce_weight L_ce + adv_weight L_adv, and its terms (equation 5)."""
-        teacher_logits = self.statistics(images)
-        terms = {"ce": label_loss(teacher_logits, targets)}
-        loss = self.ce_weight * terms["ce"]
-        if self.bn_weight:
-            terms["bn"] = self.statistics.loss()
-            loss = loss + self.bn_weight * terms["bn"]
-        if self.adv_weight and not warm_up:
-            terms["adv"] = adversarial_loss(self.student(images), teacher_logits)
-            loss = loss + self.adv_weight * terms["adv"]
-        return {"loss": loss, **terms}
 
 
 def _embeddings(label_text: Tensor | LabelText | None, classes: int) -> Tensor:

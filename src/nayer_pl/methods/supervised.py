@@ -13,7 +13,8 @@ from torchmetrics import MeanMetric
 
 from nayer_pl import ranks
 from nayer_pl.checkpoint import Resumable, described, load_metric, metric_state
-from nayer_pl.errors import DivergenceError
+from nayer_pl.data.datamodule import RealDataModule
+from nayer_pl.errors import DivergenceError, InputError, require
 from nayer_pl.networks.classifier import Classifier
 
 
@@ -25,6 +26,9 @@ class Supervised(Resumable):
         learning_rate: at the first step; falls to zero.
         momentum, weight_decay: of SGD (Nesterov).
         label_smoothing: share of the target that is spread over all classes.
+
+    Raises:
+        InputError: a number that cannot be meant.
     """
 
     def __init__(
@@ -36,6 +40,11 @@ class Supervised(Resumable):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        require(learning_rate > 0, "model.learning_rate", "above 0", learning_rate)
+        require(0 <= momentum < 1, "model.momentum", "at least 0 and below 1", momentum)
+        require(weight_decay >= 0, "model.weight_decay", "at least 0", weight_decay)
+        smooth = 0 <= label_smoothing < 1
+        require(smooth, "model.label_smoothing", "at least 0 and below 1", label_smoothing)
         self.network = network
         self.learning_rate, self.momentum = learning_rate, momentum
         self.weight_decay, self.label_smoothing = weight_decay, label_smoothing
@@ -47,8 +56,21 @@ class Supervised(Resumable):
         self.to(memory_format=torch.channels_last)
 
     def on_fit_start(self) -> None:
-        """Train the whole network, also one that was loaded for use."""
+        """Train the whole network, also one that was loaded for use.
+
+        Raises:
+            InputError: it does not fit the data set.
+        """
         self.network.train()
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, RealDataModule):
+            return
+        outputs = self.network.num_classes(data.image_shape)
+        if data.num_classes not in (None, outputs):
+            raise InputError(
+                f"The network has {outputs} outputs, but the data set has {data.num_classes} "
+                "classes; they must be the same."
+            )
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """One step of SGD on images [B, C, H, W] in [0, 1] and labels [B]."""
@@ -89,7 +111,7 @@ class Supervised(Resumable):
             lr=self.learning_rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
-            nesterov=True,
+            nesterov=self.momentum > 0,
         )
         # Estimating opens the first epoch's batches for good; a saved schedule knows its length.
         steps = 1 if self.resumed else int(self.trainer.estimated_stepping_batches)

@@ -1,5 +1,7 @@
 """One pure function per loss term: logits [B, num_classes] in, a scalar out."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,6 +13,21 @@ def label_loss(teacher_logits: Tensor, targets: Tensor) -> Tensor:
     tensor(0.6931)
     """
     return F.cross_entropy(teacher_logits, targets)
+
+
+def balance_loss(teacher_logits: Tensor) -> Tensor:
+    """The negative entropy of the batch's mean prediction, in nats: least for equal classes.
+
+    DAFL (Chen et al., 2019, arXiv 1904.01186, equation 5); DFQ (Choi et al., 2020,
+    arXiv 2005.04136).
+
+    >>> balance_loss(torch.tensor([[50.0, 0.0], [0.0, 50.0]]))
+    tensor(-0.6931)
+    """
+    # In logarithms, where a class that nobody sees has a gradient.
+    each = F.log_softmax(teacher_logits, dim=1)
+    mean = each.logsumexp(0) - math.log(len(each))
+    return (mean.exp() * mean).sum()
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

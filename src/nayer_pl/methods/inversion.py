@@ -1,0 +1,80 @@
+"""What the methods share that invert the teacher: wanted labels, its statistics, an opponent."""
+
+from typing import Any
+
+from torch import Tensor
+
+from nayer_pl.augmentation import Augmentation
+from nayer_pl.errors import InputError
+from nayer_pl.methods.base import DataFreeDistillation
+from nayer_pl.networks.classifier import Classifier
+from nayer_pl.synthesis.losses import adversarial_loss, label_loss
+from nayer_pl.synthesis.statistics import StatisticsMatching
+
+
+class InversionDistillation(DataFreeDistillation):
+    """The teacher should see the wanted label in an image, and its BatchNorms what they know.
+
+    L = bn_weight L_bn + ce_weight L_ce + adv_weight L_adv (NAYER, equation 5).
+
+    Args:
+        teacher, student: see `DataFreeDistillation`, which also takes `distillation`.
+        bn_weight, ce_weight, adv_weight: of the three terms; the adversarial one is left out in
+            warm-up.
+        bn_momentum: weight of the running average in the statistics term.
+        augmentation: of the images before teacher and student see them; None for none.
+        distillation: temperature, learning rate, seed and so on of `DataFreeDistillation`.
+
+    Raises:
+        InputError: with `bn_weight`, a teacher without statistics to match.
+    """
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        bn_weight: float,
+        ce_weight: float,
+        adv_weight: float,
+        bn_momentum: float,
+        augmentation: Augmentation | None = None,
+        **distillation: Any,
+    ) -> None:
+        super().__init__(teacher, student, **distillation)
+        self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
+        self.augmentation = augmentation
+        self.statistics = StatisticsMatching(teacher, bn_momentum)
+        if bn_weight:
+            ask_for_statistics(self.statistics)
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Crop and mirror with this rank's own noise, if that is wanted."""
+        return images if self.augmentation is None else self.augmentation(images, self.rng)
+
+    def invert(self, images: Tensor, targets: Tensor, warm_up: bool) -> dict[str, Tensor]:
+        """L and its terms, for images [B, C, H, W] and wanted labels [B]."""
+        teacher_logits = self.statistics(images)
+        terms = {"ce": label_loss(teacher_logits, targets)}
+        loss = self.ce_weight * terms["ce"]
+        if self.bn_weight:
+            terms["bn"] = self.statistics.loss()
+            loss = loss + self.bn_weight * terms["bn"]
+        if self.adv_weight and not warm_up:
+            terms["adv"] = self.oppose(self.student(images), teacher_logits)
+            loss = loss + self.adv_weight * terms["adv"]
+        return {"loss": loss, **terms}
+
+    def oppose(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """L_adv: low where the student has something to learn; a scalar."""
+        return adversarial_loss(student_logits, teacher_logits)
+
+
+def ask_for_statistics(statistics: StatisticsMatching) -> None:
+    """Raise an InputError if the teacher has none."""
+    if not statistics.norms:
+        raise InputError(
+            "The teacher has no BatchNorm2d with running statistics, so there is nothing for the "
+            "statistics term to match; choose a method that does without it (model=zskt, "
+            "model=dfad or model=dafl), set model.bn_weight=0 if this one goes on without the term "
+            "(expect a weaker student), or choose another teacher."
+        )

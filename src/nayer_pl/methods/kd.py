@@ -1,0 +1,127 @@
+"""Plain knowledge distillation on real images: what data-free methods are measured against.
+
+Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nayer_pl.checkpoint import described, fingerprint
+from nayer_pl.errors import InputError
+from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
+from nayer_pl.methods.judging import Judging
+from nayer_pl.methods.supervised import Supervised
+from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.folding import folded
+from nayer_pl.synthesis.losses import distillation_loss
+
+
+class KnowledgeDistillation(Judging, Supervised):
+    """The student learns what the teacher says about its own training images.
+
+    No labels and no cross-entropy, as in the data-free methods: only the images differ.
+
+    Args:
+        teacher: frozen here; images in [0, 1] -> logits.
+        student: images in [0, 1] -> logits of the same classes.
+        image_shape: (C, H, W) of the images.
+        temperature: of the distillation loss.
+        check_teacher: stop at once if the teacher does no better than a guesser.
+        optimisation: learning rate and so on of `Supervised`.
+    """
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        image_shape: Sequence[int],
+        temperature: float = 20.0,
+        check_teacher: bool = True,
+        **optimisation: float,
+    ) -> None:
+        super().__init__(student, **optimisation)
+        if teacher is student:
+            raise InputError("Teacher and student are the same object; build two.")
+        if not student.normalises:
+            student.normalise_like(teacher)
+        self.strict_loading = False  # checkpoints leave the teacher out
+        self.teacher = teacher.freeze()
+        self.image_shape, self.temperature = tuple(image_shape), temperature
+        self.check_teacher = check_teacher
+        self.evaluation = Evaluation()
+
+    @property
+    def student(self) -> Classifier:  # type: ignore[override]
+        """The network that learns."""
+        return self.network
+
+    @property
+    def student_updates(self) -> int:  # type: ignore[override]
+        """Steps of its optimizer, the only one."""
+        return self.trainer.global_step
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        """KL(teacher || student) * T**2 on images [B, C, H, W] in [0, 1]."""
+        images, _labels = batch
+        with torch.no_grad():
+            answers = self.ask_teacher(images)
+        loss = distillation_loss(self.student(images), answers, self.temperature)
+        self.train_loss.update(loss.detach())
+        return loss
+
+    def ask_teacher(self, images: Tensor) -> Tensor:
+        """The teacher's logits; while a trainer runs, from its folded copy."""
+        return self.teacher(images)
+
+    def on_fit_start(self) -> None:
+        """Check that the parts fit, and ask the teacher about the evaluation images, once."""
+        super().on_fit_start()
+        outputs, own = (net.num_classes(self.image_shape) for net in (self.teacher, self.student))
+        if outputs != own:
+            raise InputError(
+                f"The teacher has {outputs} outputs, but the student has {own}; they must be the "
+                "same."
+            )
+        # A bound method: as an attribute, a copy of the teacher would be saved and moved about.
+        self.ask_teacher = folded(self.teacher, self.image_shape).forward  # type: ignore[method-assign]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        batches = data.val_dataloader()
+        accuracy, images = self.evaluation.ask(self.teacher, batches, self._on_device)
+        if self.check_teacher:
+            stop_at_chance(accuracy, images, outputs)
+
+    def _on_device(self, batch: list[Tensor]) -> list[Tensor]:
+        images, labels = (tensor.to(self.device) for tensor in batch)
+        return [images.to(torch.float32) / 255, labels]
+
+    def train(self, mode: bool = True) -> "KnowledgeDistillation":
+        """As `nn.Module.train`, but the teacher's BatchNorm never leaves evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def facts(self) -> dict[str, str]:
+        """Method and both networks."""
+        weights = fingerprint(self.teacher)
+        return {**super().facts(), "teacher": f"{described(self.teacher)} (weights {weights})"}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the teacher out: it is a file already."""
+        super().on_save_checkpoint(checkpoint)
+        state = checkpoint["state_dict"]
+        for key in [key for key in state if key.startswith("teacher.")]:
+            del state[key]
+
+    def results(self) -> dict[str, Any]:
+        """What the run reached, for its summary."""
+        measured = self.trainer.callback_metrics
+        names = ("teacher_accuracy", "student_accuracy", "agreement")
+        return {
+            **{name: float(measured[f"val/{name}"]) for name in names},
+            "teacher_parameters": sum(p.numel() for p in self.teacher.parameters()),
+            "student_parameters": sum(p.numel() for p in self.student.parameters()),
+            "student_updates": self.student_updates,
+        }
