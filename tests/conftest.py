@@ -1,5 +1,6 @@
 import runpy
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,18 @@ SHAPE = (1, 8, 8)
 CLASSES = 3
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No network, no login, no cache of the person who runs the tests."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setenv("NAYER_PL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("NAYER_PL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
     torch.manual_seed(0)
 
 
@@ -115,24 +122,46 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
     return run
 
 
+@contextmanager
+def composed(folder: Path) -> Iterator[Callable[..., DictConfig]]:
+    """Compose conf/train.yaml in this working directory."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+    ):
+        patch.chdir(folder)
+        yield lambda *overrides: compose("train", overrides=[f"run_dir={folder}/run", *overrides])
+
+
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., DictConfig]]:
+def config(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
     """Compose conf/train.yaml in an empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield lambda *overrides: compose("train", overrides=[f"run_dir={tmp_path}/run", *overrides])
+    with composed(tmp_path) as compose_here:
+        yield compose_here
+
+
+@pytest.fixture(scope="session")
+def config_in() -> Callable[[Path], AbstractContextManager[Callable[..., DictConfig]]]:
+    """As `config`, for what a whole file shares: `with config_in(folder) as config`."""
+    return composed
 
 
 @pytest.fixture
 def type_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
-    """`python train.py ...` in this process, with another function for the training itself."""
+    """`python train.py ...` in this process, with another function for the training itself.
+
+    Without one (None) it is the real thing, and saves the seconds that a process needs to start.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def run(training: Callable[[DictConfig], float | None], *arguments: str) -> tuple[int, str]:
-        train = lambda cfg: ({"student_accuracy": training(cfg)}, {})  # noqa: E731
-        monkeypatch.setattr("nayer_pl.run.train", train)
+    def run(
+        training: Callable[[DictConfig], float | None] | None, *arguments: str
+    ) -> tuple[int, str]:
+        if training is not None:
+            train = lambda cfg: ({"student_accuracy": training(cfg)}, {})  # noqa: E731
+            monkeypatch.setattr("nayer_pl.run.train", train)
         monkeypatch.setattr("sys.argv", ["train.py", *arguments])
         status, last = 0, ""
         try:

@@ -5,11 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import wandb
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nayer_pl import loggers
-from nayer_pl.loggers import sync_command, wandb_logger
+from nayer_pl.callbacks import SampleGrid
+from nayer_pl.loggers import Charts, close, sync_command, wandb_logger
 
 # Written into a file: the terminal belongs to whatever Weights & Biases may want to ask.
 OFFLINE = """
@@ -19,7 +21,11 @@ loggers = runpy.run_path(sys.argv[3])
 logger = loggers["wandb_logger"](project="p", name="n", save_dir=sys.argv[1])
 logger.log_metrics({"student_updates": 1, "val/student_accuracy": 0.5})
 facts = {"offline": logger.experiment.offline, "sync": loggers["sync_command"](logger)}
-logger.experiment.finish()
+loggers["close"]([logger])
+first = logger.experiment.id
+again = loggers["wandb_logger"](project="p", name="n", save_dir=sys.argv[1], again=True)
+facts |= {"ids": [first, again.experiment.id], "sync both": loggers["sync_command"](again)}
+loggers["close"]([again])
 with open(sys.argv[2], "w") as file:
     json.dump(facts, file)
 """
@@ -38,7 +44,9 @@ def nobody_logged_in(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
 
 
-def test_without_a_login_a_run_is_offline_and_nobody_is_asked(tmp_path, nobody_logged_in):
+def test_without_a_login_a_run_is_offline_and_goes_on_and_nobody_is_asked(
+    tmp_path, nobody_logged_in
+):
     master, terminal = pty.openpty()  # a question on a terminal would wait for its answer
     save_dir, facts_file = tmp_path / "run", tmp_path / "facts.json"
     save_dir.mkdir()
@@ -57,10 +65,17 @@ def test_without_a_login_a_run_is_offline_and_nobody_is_asked(tmp_path, nobody_l
         os.close(master)
     facts = json.loads(facts_file.read_text())
     assert facts["offline"] is True
-    (folder,) = (save_dir / "wandb").glob("offline-run-*")
+    folder, again = sorted((save_dir / "wandb").glob("offline-run-*"))
     assert facts["sync"] == f"wandb sync {folder.relative_to(tmp_path)}"
-    (record,) = folder.glob("*.wandb")
-    assert record.stat().st_size > 0
+    for part in (folder, again):
+        (record,) = part.glob("*.wandb")
+        assert record.stat().st_size > 0
+
+    # A run that goes on is the same one for Weights & Biases.
+    first, second = facts["ids"]
+    assert first == second
+    both = facts["sync both"].removeprefix("wandb sync ")
+    assert sorted(tmp_path.glob(both)) == [folder, again]
 
 
 def test_disabled_by_the_environment_records_nothing(tmp_path, monkeypatch, nobody_logged_in):
@@ -86,16 +101,20 @@ class Recorder:
 
 @pytest.fixture
 def start(monkeypatch, nobody_logged_in):
-    started = []
+    started, unreachable = [], None
 
     def init(**options):
+        if options["mode"] == unreachable:
+            raise wandb.errors.CommError("no route\nto host")
         started.append(Recorder(**options))
         return started[-1]
 
     monkeypatch.setattr(wandb, "init", init)
 
-    def start(**options):
-        wandb_logger(project="p", name="n", save_dir="d", **options)
+    def start(save_dir="d", out_of_reach=None, **options):
+        nonlocal unreachable
+        unreachable = out_of_reach
+        wandb_logger(project="p", name="n", save_dir=str(save_dir), **options)
         return started[-1]
 
     return start
@@ -116,6 +135,79 @@ def test_unreachable_server_means_offline_with_a_warning(monkeypatch, start, cap
     monkeypatch.setattr(wandb, "login", login)
     assert start().options["mode"] == "offline"
     assert "no route to host" in caplog.text
+
+
+def test_a_server_that_is_gone_when_the_run_begins_means_offline_with_a_warning(start, caplog):
+    assert start(mode="online", out_of_reach="online").options["mode"] == "offline"
+    assert "Weights & Biases cannot be used (no route); recording offline" in caplog.text
+
+
+def test_a_run_that_goes_on_keeps_the_id_of_the_newest_record(start, tmp_path):
+    for name in ("run-20260102_030405-old", "offline-run-20260102_030406-new", "latest-run"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    assert "id" not in start(tmp_path, mode="online").options
+    options = start(tmp_path, mode="online", again=True).options
+    assert (options["id"], options["resume"]) == ("new", "allow")
+
+
+class Failing(Recorder):
+    """A run whose service ends after some calls."""
+
+    id, summary = "id", {}
+
+    def __init__(self, error, calls):
+        super().__init__()
+        self.error, self.calls, self.logged = error, calls, []
+
+    def log(self, values):
+        self.answer()
+        self.logged.append(values)
+
+    def finish(self):
+        self.answer()
+
+    def answer(self):
+        self.calls -= 1
+        if self.calls < 0:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        wandb.errors.CommError("no route to host"),
+        wandb.errors.UsageError("api_key not configured"),
+        BrokenPipeError(32, "Broken pipe"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_run_goes_on_when_weights_and_biases_fails(
+    tiny_method, tiny_data, fit, tmp_path, caplog, error
+):
+    """Metrics, pictures and the end; the student is that of a run without it."""
+    students = []
+    for calls in (None, 3):
+        run = Failing(error, calls)
+        charts = Charts(project="p", experiment=run) if calls else False
+        torch.manual_seed(3)
+        method = tiny_method()
+        grid = SampleGrid(tmp_path / "samples.png", ["a", "b", "c"], every_n_epochs=1)
+        fit(method, tiny_data(), logger=charts, callbacks=[grid])
+        students.append(method.student.state_dict())
+    charts.summarise({"accuracy": 1.0})
+    close([charts])
+    assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
+    assert len(run.logged) == 3
+    said = [message for message in caplog.messages if "Weights & Biases" in message]
+    assert len(said) == 1
+    assert f"failed ({type(error).__name__}: " in said[0]
+
+
+def test_a_failure_at_the_end_of_a_run_is_said(caplog):
+    charts = Charts(project="p", experiment=Failing(OSError("gone"), 1))
+    charts.log_metrics({"a": 1.0}, 0)
+    close([charts])
+    assert "Weights & Biases failed (OSError: gone)" in caplog.text
 
 
 def test_explicit_mode_wins_over_the_environment_and_the_login(monkeypatch, start):

@@ -4,6 +4,7 @@ import copy
 import os
 import shutil
 import signal
+import time
 import zipfile
 
 import pytest
@@ -12,8 +13,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
-from nayer_pl import Augmentation, BankOptions, InputError, RealDataModule, Supervised
-from nayer_pl.callbacks import Checkpoints, PhaseTimer
+from nayer_pl import NAYER, Augmentation, BankOptions, InputError, RealDataModule, Supervised
+from nayer_pl.callbacks import Checkpoints, PhaseTimer, checkpoints
 from nayer_pl.data import ImageSet
 from nayer_pl.errors import Terminated
 from nayer_pl.resume import check_same_run, damage, find_checkpoint, finished
@@ -324,3 +325,34 @@ def test_sigterm_saves_after_the_item(run, tmp_path, item):
         content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"] == item + 1
     )
     assert damage(tmp_path / "run" / "checkpoints" / "last.ckpt") is None
+
+
+def test_an_item_that_takes_too_long_is_cut_short_and_is_all_that_is_lost(
+    run, tmp_path, monkeypatch
+):
+    """Rounds of a second with half of one to end in; SIGTERM comes twice, as launchers do it."""
+    monkeypatch.setattr(checkpoints, "PATIENCE", 0.5)
+    done, make = [], NAYER.synthesise
+
+    def slowly(self, *args):
+        if len(done) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.7)
+        done.append(self.rounds)
+        return make(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NAYER, "synthesise", slowly)
+        saver = Checkpoints(tmp_path / "run" / "checkpoints", minutes=60)
+        with pytest.raises(Terminated):
+            run(saver=saver)
+    assert done == [0, 1]  # the third did not come to its end
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["progress"]["rounds"] == 2
+    again, *_ = run(ckpt_path=last)
+    whole, *_ = run("whole")
+    assert same(again.student.state_dict(), whole.student.state_dict())

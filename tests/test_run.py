@@ -1,22 +1,22 @@
 import csv
+import io
 import json
 import os
 import shutil
 import sys
 import types
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import load_file
 
 from nayer_pl import Digits, InputError, load_classifier
 from nayer_pl.run import prepare_run_dir, train
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # A digits run of seconds: the real data, encoder, networks and files, only less of everything.
 SHORT = [
@@ -35,35 +35,53 @@ SHORT = [
     "logger=csv",
     "callbacks.progress=null",
 ]
+TRAINED = "0/digits_wrn16_1.safetensors"  # below the directory of `with_teacher`
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A teacher trained for two epochs by the general command, once."""
-    folder = tmp_path_factory.mktemp("trained")
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        train(
-            compose("train", overrides=[
-                "model=supervised", "data=digits", "teacher=wrn16_1", "plan.epochs=2", "logger=csv",
-                f"teacher.weights={folder}/teacher.safetensors", f"run_dir={folder}/run",
-                "callbacks.progress=null", "trainer.accelerator=cpu",
-            ])
+def with_teacher(config_in, tmp_path_factory):
+    """A run that had to train its teacher first: its folder and summary."""
+    folder = tmp_path_factory.mktemp("with_teacher")
+    short = [override for override in SHORT if not override.startswith("teacher.weights")]
+    # The nested run takes its size from the data set's recipe; two epochs are enough to see it.
+    with config_in(folder) as config:
+        summary, _ = train(
+            config(*short, "paths.teachers=${run_dir}/${seed}", "teacher.trained_by='"
+            "model=supervised data=digits teacher=wrn16_1 plan.epochs=2 callbacks.progress=null'")
         )  # fmt: skip
-    return folder / "teacher.safetensors"
+    return folder / "run", summary
+
+
+@pytest.fixture(scope="module")
+def done(config_in, with_teacher, tmp_path_factory):
+    """A run with that teacher: its folder, what it returned and printed, the splits it opened."""
+    folder, opened, load = tmp_path_factory.mktemp("done"), [], Digits.load
+
+    def watched(self, split):
+        opened.append(split)
+        return load(self, split)
+
+    with config_in(folder) as config, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Digits, "load", watched)
+        shutil.copy(with_teacher[0] / TRAINED, "teacher.safetensors")
+        with redirect_stdout(io.StringIO()) as printed:
+            summary, objects = train(config(*SHORT))
+    return types.SimpleNamespace(
+        folder=folder / "run", summary=summary, objects=objects, printed=printed.getvalue(),
+        opened=opened,
+    )  # fmt: skip
 
 
 @pytest.fixture
-def teacher_file(trained, config):
+def teacher_file(with_teacher, config):
     """The teacher in the working directory of the test."""
-    shutil.copy(trained, "teacher.safetensors")
+    shutil.copy(with_teacher[0] / TRAINED, "teacher.safetensors")
 
 
-@pytest.mark.usefixtures("teacher_file")
-def test_a_run_leaves_everything_it_promised(config, tmp_path, capsys):
-    summary, objects = train(config(*SHORT))
-    run = tmp_path / "run"
+def test_a_run_leaves_everything_it_promised(done):
+    run = done.folder
     written = json.loads((run / "summary.json").read_text())
-    assert written == summary
+    assert written == done.summary
     keys = {
         "teacher_accuracy", "student_accuracy", "agreement", "seconds_teacher",
         "seconds_synthesis", "seconds_distillation", "images_banked", "student_parameters",
@@ -85,30 +103,19 @@ def test_a_run_leaves_everything_it_promised(config, tmp_path, capsys):
     with Image.open(run / "curves.png") as curves:
         assert curves.width > curves.height
     assert (run / "checkpoints" / "last.ckpt").is_file()
-    out = capsys.readouterr().out
-    assert "student accuracy" in out
-    assert "student.safetensors" in out
+    assert "student accuracy" in done.printed
+    assert "student.safetensors" in done.printed
 
     student, facts = load_classifier(run / "student.safetensors")
     images, labels = Digits(16).load("evaluation")
     right = (student(images / 255).argmax(1) == labels).float().mean().item()
     assert written["student_accuracy"] == pytest.approx(right, abs=1e-6)
     assert facts["class_names"][:2] == ["zero", "one"]
-    assert objects["datamodule"].bank.added == 60
+    assert done.objects["datamodule"].bank.added == 60
 
 
-@pytest.mark.usefixtures("teacher_file")
-def test_the_training_split_is_never_opened(config, monkeypatch):
-    opened = []
-    load = Digits.load
-
-    def watched(self, split):
-        opened.append(split)
-        return load(self, split)
-
-    monkeypatch.setattr(Digits, "load", watched)
-    train(config(*SHORT))
-    assert opened == ["evaluation"]
+def test_the_training_split_is_never_opened(done):
+    assert done.opened == ["evaluation"]
 
 
 @pytest.mark.usefixtures("teacher_file")
@@ -123,25 +130,12 @@ def test_without_evaluation_no_real_image_is_opened_at_all(config, monkeypatch):
     assert 0 <= summary["agreement"] <= 1
 
 
-def test_a_missing_teacher_is_trained_first_if_wanted(config, tmp_path):
-    # The nested run takes its size from the data set's recipe; two epochs are enough to see it.
-    summary, _ = train(
-        config(*SHORT, "teacher.trained_by='model=supervised data=digits teacher=wrn16_1 "
-        "plan.epochs=2 callbacks.progress=null'")
-    )  # fmt: skip
-    assert (tmp_path / "teacher.safetensors").is_file()
+def test_a_missing_teacher_is_trained_first_where_the_run_looks_for_it(with_teacher):
+    run, summary = with_teacher
+    assert (run / TRAINED).is_file()
     assert summary["seconds_teacher"] > 0
-    nested = json.loads((tmp_path / "run" / "teacher" / "summary.json").read_text())
+    nested = json.loads((run / "teacher" / "summary.json").read_text())
     assert nested["accuracy"] == pytest.approx(summary["teacher_accuracy"])
-
-
-def test_a_missing_teacher_is_trained_where_the_run_looks_for_it(config, tmp_path):
-    short = [override for override in SHORT if not override.startswith("teacher.weights")]
-    train(
-        config(*short, "paths.teachers=${run_dir}/${seed}", "teacher.trained_by='model=supervised "
-        "data=digits teacher=wrn16_1 plan.epochs=2 callbacks.progress=null'")
-    )  # fmt: skip
-    assert (tmp_path / "run" / "0" / "digits_wrn16_1.safetensors").is_file()
 
 
 def test_a_missing_teacher_is_an_error_that_says_what_to_type(config):
@@ -160,6 +154,31 @@ def test_a_trained_teacher_is_not_replaced(config):
             "teacher.weights=teacher.safetensors", "trainer.accelerator=cpu", "run_dir=again")
         )  # fmt: skip
     assert Path("teacher.safetensors").read_bytes() == before
+
+
+def test_a_run_that_ended_before_its_summary_goes_on_in_spite_of_its_file(
+    config, tmp_path, monkeypatch
+):
+    """As if it had been killed there; in its first epoch, from which there is no checkpoint."""
+    cfg = config(
+        "model=supervised", "data=digits", "teacher=wrn16_1", "plan.epochs=1",
+        "teacher.weights=teacher.safetensors", "logger=csv", "trainer.accelerator=cpu",
+        "callbacks.progress=null", "resume=auto",
+        "++callbacks.export.record=${run_dir}/checkpoints/exported",
+    )  # fmt: skip
+
+    def full(path, _):
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nayer_pl.run.write_summary", full)
+        with pytest.raises(InputError, match=r"summary.json' cannot be written \(No space.*resume"):
+            train(cfg)
+    before = load_file("teacher.safetensors")
+    summary, _ = train(cfg)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    after = load_file("teacher.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +237,11 @@ def test_an_interrupted_run_does_not_pretend_to_have_finished(config, tmp_path):
 
 
 @pytest.mark.usefixtures("teacher_file")
-def test_the_bank_can_start_from_a_saved_one(config):
-    _, first = train(config(*SHORT))
-    first["datamodule"].bank.save("bank.safetensors")
-    summary, second = train(
-        config(*SHORT, "bank.initial=bank.safetensors", "bank.capacity=100", "run_dir=second")
-    )
-    bank = second["datamodule"].bank
+def test_the_bank_can_start_from_a_saved_one(config, done):
+    done.objects["datamodule"].bank.save("bank.safetensors")
+    options = ["bank.initial=bank.safetensors", "bank.capacity=100"]
+    summary, objects = train(config(*SHORT, *options))
+    bank = objects["datamodule"].bank
     assert bank.added == 120
     assert len(bank) == 100
     assert torch.isfinite(torch.tensor(summary["synthesis_loss"]))

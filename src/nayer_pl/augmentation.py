@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nayer_pl.errors import require
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -17,10 +19,16 @@ class Augmentation:
     Args:
         padding: largest shift in pixels, in each direction.
         flip: mirror left and right with probability 1/2; wrong for digits and other writing.
+
+    Raises:
+        InputError: a negative padding.
     """
 
     padding: int = 4
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.padding >= 0, "data.augmentation.padding", "at least 0", self.padding)
 
     def __call__(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """[B, C, H, W] -> the same shape and dtype, channels last in memory.

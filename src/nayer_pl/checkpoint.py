@@ -112,10 +112,11 @@ def described(classifier: Classifier) -> str:
     return f"{name} with {sum(p.numel() for p in classifier.parameters()):,} parameters"
 
 
-def fingerprint(module: nn.Module) -> str:
-    """Equal for equal weights."""
+def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """Equal for equal weights, of a module or as they stand in a file."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:12]

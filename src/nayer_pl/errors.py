@@ -9,6 +9,15 @@ class InputError(NayerError, ValueError):
     """Something that the user gave cannot work; the message says what, and what to do."""
 
 
+def require(condition: bool, name: str, wanted: str, value: object) -> None:
+    """Raise an InputError unless `condition` holds, which is what `value` should be.
+
+    >>> require(0.1 > 0, "model.learning_rate", "above 0", 0.1)
+    """
+    if not condition:
+        raise InputError(f"{name} must be {wanted}, not {value}.")
+
+
 class Terminated(SystemExit):
     """The process was told to end (SIGTERM), and what it did is saved; its exit status is 143."""
 

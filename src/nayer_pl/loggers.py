@@ -1,18 +1,61 @@
-"""Weights & Biases, without ever asking for a login; and what both loggers need to go on."""
+"""Weights & Biases, without ever asking for a login or stopping a run."""
 
-import csv
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from nayer_pl.memory.segments import write_durably
-
 log = logging.getLogger(__name__)
+
+PATIENCE = 300.0  # seconds that the end of a run waits for an upload; `wandb sync` does the rest
+
+
+class Charts(WandbLogger):
+    """Lightning's WandbLogger; if Weights & Biases fails on the way, the run goes on without it."""
+
+    lost = False
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        """As in the base class, if that works."""
+        self.attempt(super().log_metrics, *args, **kwargs)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """As in the base class, if that works."""
+        self.attempt(super().log_hyperparams, *args, **kwargs)
+
+    def log_image(self, *args: Any, **kwargs: Any) -> None:
+        """As in the base class, if that works."""
+        self.attempt(super().log_image, *args, **kwargs)
+
+    def summarise(self, summary: Mapping[str, Any]) -> None:
+        """What stands in the table of runs."""
+        self.attempt(lambda: self.experiment.summary.update(summary))
+
+    def finish(self) -> None:
+        """End the W&B run, which sends what it still has."""
+        if not self.lost:
+            self.attempt(self.experiment.finish)
+        else:
+            with suppress(Exception):
+                self.experiment.finish()
+
+    def attempt(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Do something that only Weights & Biases needs; after the first failure, nothing more."""
+        if self.lost:
+            return
+        try:
+            act(*args, **kwargs)
+        except Exception as error:  # whatever it is, it is not the run's trouble
+            self.lost = True
+            log.warning(
+                "Weights & Biases failed (%s: %s). The run goes on, and is recorded there no more.",
+                type(error).__name__, _line(error),
+            )  # fmt: skip
 
 
 def wandb_logger(
@@ -22,8 +65,8 @@ def wandb_logger(
     mode: str | None = None,
     again: bool = False,
     **options: Any,
-) -> WandbLogger:
-    """Lightning's WandbLogger; offline where nobody is logged in.
+) -> Charts:
+    """Lightning's WandbLogger; offline where nobody is logged in or nothing can be reached.
 
     Args:
         project, name: of the run.
@@ -44,18 +87,31 @@ def wandb_logger(
     known = recorded_id(save_dir) if again else None
     if known is not None:
         options |= {"id": known, "resume": "allow"}
-    run = wandb.init(
-        project=project,
-        name=name,
-        dir=save_dir,
-        mode=mode,  # type: ignore[arg-type]
-        # Offline, W&B's own lines are about nothing: the summary says how to upload the run.
-        settings=wandb.Settings(silent=mode != "online"),
-        **options,
-    )
-    run.define_metric("*", step_metric="student_updates")
-    run.define_metric("synthesis/*", step_metric="synthesis/round")
-    return WandbLogger(project=project, save_dir=save_dir, experiment=run)
+
+    def start(mode: str) -> Any:
+        return wandb.init(
+            project=project,
+            name=name,
+            dir=save_dir,
+            mode=mode,  # type: ignore[arg-type]
+            # Offline, W&B's own lines are about nothing: the summary says how to upload the run.
+            settings=wandb.Settings(silent=mode != "online", finish_timeout=PATIENCE),
+            **options,
+        )
+
+    try:
+        run = start(mode)
+    except wandb.errors.Error as error:
+        log.warning("Weights & Biases cannot be used (%s); recording offline.", _line(error))
+        run = start("offline")
+    logger = Charts(project=project, save_dir=save_dir, experiment=run)
+    logger.attempt(run.define_metric, "*", step_metric="student_updates")
+    logger.attempt(run.define_metric, "synthesis/*", step_metric="synthesis/round")
+    return logger
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _mode_by_login(wandb: Any) -> str:
@@ -65,21 +121,6 @@ def _mode_by_login(wandb: Any) -> str:
         log.warning("Weights & Biases cannot check the login (%s); recording offline.", error)
         return "offline"
     return "online" if logged_in else "offline"
-
-
-def rows(logger: CSVLogger) -> str:
-    """Everything that was logged so far, as CSV; written to the file as well."""
-    logger.save()
-    file = Path(logger.experiment.metrics_file_path)
-    return file.read_text(encoding="utf-8") if file.exists() else ""
-
-
-def restore_rows(logger: CSVLogger, content: str) -> None:
-    """Let a new logger go on after these rows: on its own it begins anew."""
-    writer = logger.experiment
-    if content:
-        write_durably(Path(writer.metrics_file_path), content.encode())
-        writer.metrics_keys = next(csv.reader(content.splitlines()))
 
 
 def recorded_id(save_dir: str | Path) -> str | None:
@@ -92,11 +133,11 @@ def recorded_id(save_dir: str | Path) -> str | None:
 def close(loggers: Iterable[Logger]) -> None:
     """End the W&B run, so that the next one in this process is a run of its own."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+        if isinstance(logger, Charts):
+            logger.finish()
 
 
-def sync_command(logger: WandbLogger) -> str | None:
+def sync_command(logger: Charts) -> str | None:
     """What uploads an offline run later; None if it is online already or records nothing."""
     run = logger.experiment
     if not getattr(run, "offline", False) or getattr(run, "disabled", False):

@@ -3,8 +3,6 @@
 import logging
 import os
 import shlex
-import shutil
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -14,19 +12,19 @@ from hydra import compose
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from nayer_pl import resume
 from nayer_pl.callbacks.timer import PhaseTimer
 from nayer_pl.errors import InputError, NayerError, Terminated
-from nayer_pl.loggers import close, sync_command
+from nayer_pl.files import cannot_write, write_durably
+from nayer_pl.loggers import Charts, close, sync_command
+from nayer_pl.run_dir import prepare_run_dir
 from nayer_pl.summary import print_summary, write_summary
 
 log = logging.getLogger(__name__)
-
-SPACE_NEEDED = 64 * 1024**2  # bytes: weights, pictures and logs of a small run
 
 
 def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -40,6 +38,14 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         Terminated: the process got SIGTERM; the run can be continued.
     """
     quiet_lightning()
+    try:
+        return _train(cfg)
+    except Terminated:
+        say_how_to_go_on(cfg.run_dir)
+        raise
+
+
+def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     summary = resume.finished(cfg.run_dir) if cfg.resume or cfg.ckpt_path else None
     if summary is not None:
         log.info("'%s' holds a finished run; there is nothing to go on with.", cfg.run_dir)
@@ -76,9 +82,6 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         }
         finish(Path(cfg.run_dir), summary, loggers, Path(cfg.export.path))
         trainer.strategy.barrier("finished")  # the files are there, for every rank
-    except Terminated:
-        say_how_to_go_on(cfg.run_dir)
-        raise
     finally:
         close(loggers)
     return summary, {"trainer": trainer, "method": method, "datamodule": datamodule}
@@ -95,40 +98,6 @@ def build(node: DictConfig, **overrides: Any) -> Any:
                 raise cause from error
             cause = cause.__cause__
         raise
-
-
-@rank_zero_only
-def prepare_run_dir(path: str, again: bool = False) -> None:
-    """Make the run's directory and see that it can be written and is not another run's.
-
-    Args:
-        path: the directory.
-        again: it may be that of a run which did not finish.
-
-    Raises:
-        InputError: read-only, full, or already the directory of a finished run.
-    """
-    run_dir = Path(path).absolute()
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run_dir) as probe:
-            probe.write(b"\0")
-        free = shutil.disk_usage(run_dir).free
-    except OSError as error:
-        raise InputError(
-            f"The run's directory '{run_dir}' cannot be written ({error.strerror}); choose another "
-            "with run_dir=PATH."
-        ) from error
-    if free < SPACE_NEEDED:
-        raise InputError(
-            f"The disk of '{run_dir}' has {free / 1e6:.0f} MB left and a run needs at least "
-            f"{SPACE_NEEDED / 1e6:.0f} MB; make room, or choose another with run_dir=PATH."
-        )
-    if (run_dir / "config.yaml").exists() and not again:
-        raise InputError(
-            f"'{run_dir}' already holds a run; go on with it with resume=auto, choose another "
-            "directory with run_dir=PATH, or delete that one."
-        )
 
 
 def name_classes(cfg: DictConfig) -> None:
@@ -173,7 +142,7 @@ def train_missing_teacher(cfg: DictConfig) -> float:
     nested.data, nested.teacher = chosen.data, chosen.teacher
     nested.class_names = chosen.class_names
     nested.trainer = {**chosen.trainer, "max_epochs": None}
-    train(nested)
+    _train(nested)
     return time.perf_counter() - started
 
 
@@ -200,8 +169,8 @@ def start_loggers(cfg: DictConfig, again: bool = False) -> list[Logger]:
         if node
     ]
     if rank_zero_only.rank == 0 and not again:  # type: ignore[attr-defined]
-        file = Path(cfg.run_dir) / "config.yaml"
-        file.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+        content = OmegaConf.to_yaml(cfg, resolve=True).encode()
+        write_durably(Path(cfg.run_dir) / "config.yaml", content)
     for logger in loggers:
         if not isinstance(logger, CSVLogger):  # it has config.yaml beside it
             logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
@@ -210,16 +179,29 @@ def start_loggers(cfg: DictConfig, again: bool = False) -> list[Logger]:
 
 @rank_zero_only
 def finish(run_dir: Path, summary: dict[str, Any], loggers: list[Logger], product: Path) -> None:
-    """Write the summary, print the table."""
-    write_summary(run_dir / "summary.json", summary)
+    """Write the summary, print the table.
+
+    Raises:
+        InputError: the summary cannot be written.
+    """
+    trouble = None
+    try:
+        write_summary(run_dir / "summary.json", summary)
+    except OSError as error:
+        trouble = error
     files = {"weights": os.path.relpath(product), "directory": os.path.relpath(run_dir)}
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update(summary)
+        if isinstance(logger, Charts):
+            logger.summarise(summary)
             command = sync_command(logger)
             if command:
                 files["W&B, offline"] = command
     print_summary(summary, files)
+    if trouble is not None:
+        raise InputError(
+            f"{cannot_write(trouble)}, so the run does not count as finished, though its weights "
+            "are there. Make room: the same command with resume=auto then repeats its end."
+        ) from trouble
 
 
 @rank_zero_only

@@ -4,7 +4,7 @@ from lightning import LightningModule, Trainer
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from nayer_pl import InputError, build_classifier, load_classifier
+from nayer_pl import InputError, build_classifier, load_classifier, save_classifier
 from nayer_pl.callbacks import Export
 
 WRN = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 3, "channels": 1}
@@ -39,11 +39,11 @@ def loader():
     return DataLoader(TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3), batch_size=3)
 
 
-def trainer(path, tmp_path):
+def trainer(path, tmp_path, **options):
     return Trainer(
         accelerator="cpu",
         max_epochs=2,
-        callbacks=[Export(path, ("a", "b", "c"), (1, 8, 8))],
+        callbacks=[Export(path, ("a", "b", "c"), (1, 8, 8), **options)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -78,3 +78,34 @@ def test_validating_alone_neither_refuses_nor_writes(tmp_path):
     path.write_bytes(b"weights of last week")
     trainer(path, tmp_path).validate(Learner(), loader(), verbose=False)
     assert path.read_bytes() == b"weights of last week"
+
+
+def recorded(tmp_path):
+    """A run that was killed after it had written its file."""
+    path, record = tmp_path / "student.safetensors", tmp_path / "run" / "exported"
+    module = Learner()
+    trainer(path, tmp_path, record=record).fit(module, loader(), loader())
+    return path, record
+
+
+def test_a_run_that_goes_on_replaces_its_own_file(tmp_path):
+    path, record = recorded(tmp_path)
+    module = Learner()
+    trainer(path, tmp_path, record=record).fit(module, loader(), loader())
+    classifier, _ = load_classifier(path)
+    images = torch.rand(4, 1, 8, 8)
+    assert torch.equal(classifier(images), module.classifier.eval()(images))
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["written by others since", "no record"])
+def test_a_run_that_goes_on_replaces_no_other(tmp_path, others):
+    path, record = recorded(tmp_path)
+    if others:
+        save_classifier(path, build_classifier(WRN, (0.2,), (0.4,)))
+    else:
+        record.unlink()
+    before, module = path.read_bytes(), Learner()
+    with pytest.raises(InputError, match="exists and would be replaced"):
+        trainer(path, tmp_path, record=record).fit(module, loader(), loader())
+    assert module.steps == 0
+    assert path.read_bytes() == before

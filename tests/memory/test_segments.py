@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -104,13 +102,3 @@ def test_every_flipped_bit_is_found_and_the_file_named(tmp_path, bit):
     path.unlink()
     with pytest.raises(InputError, match=f"'{path}' cannot be read"):
         Segments(tmp_path, "bank-0").load(MemoryBank(10, SHAPE), state)
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(segments.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        segments.write_durably(Path(tmp_path / "file"), b"content")
-    assert not (tmp_path / "file").exists()

@@ -94,7 +94,7 @@ def test_arguments_are_what_the_user_adds(config, tmp_path):
 def test_student_starts_from_a_file_and_sees_what_its_teacher_sees(config, caplog):
     mine = net()
     torch.save({"net": mine.state_dict()}, "start.pth")
-    np.save("text.npy", np.ones((10, 4), np.float32))
+    np.save("text.npy", np.eye(10, 4, dtype=np.float32))
     cfg = config(
         *TEACHER, *MEANS, "teacher.architecture._target_=my_nets.trained_net",
         "student=custom", "student.architecture._target_=my_nets.build_net",

@@ -47,7 +47,7 @@ def test_label_text_warns_of_equal_names(caplog):
 
 def test_label_text_says_nothing_about_different_names(caplog):
     with caplog.at_level(logging.WARNING):
-        LabelText(["cat", "dog"], Lengths()).embeddings()
+        LabelText(["cat", "horse"], Lengths()).embeddings()
     assert caplog.text == ""
 
 

@@ -1,5 +1,7 @@
 """When a run is saved: every few minutes, at the end of every epoch, and when it is told to end."""
 
+import io
+import logging
 import os
 import signal
 import threading
@@ -7,16 +9,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nayer_pl import ranks
 from nayer_pl.errors import InputError, Terminated
-from nayer_pl.loggers import restore_rows, rows
-from nayer_pl.memory.segments import sync_folder
+from nayer_pl.files import cannot_write, sync_folder, write_durably
+from nayer_pl.metrics_file import MetricsFile, restore_rows, rows
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+log = logging.getLogger(__name__)
+
+LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 PATIENCE = 15  # seconds that an item may take after SIGTERM; SLURM gives 30 in all
 
 
@@ -24,8 +30,9 @@ class Checkpoints(Checkpoint):
     """Keeps `last.ckpt` and the one before it, `previous.ckpt`; ends the run after SIGTERM.
 
     A checkpoint is written to a file of another name, which then takes the place of `last.ckpt`: at
-    every moment one of the two is whole. The last epoch ends without one, because it is followed by
-    the run's results: whoever goes on does that epoch's rest again, and then writes them.
+    every moment one of the two is whole. Where it cannot be written, the run says so and goes on.
+    The last epoch ends without one, because it is followed by the run's results: whoever goes on
+    does that epoch's rest again, and then writes them.
 
     Args:
         folder: of both files.
@@ -84,6 +91,8 @@ class Checkpoints(Checkpoint):
     # SIGTERM
 
     def _note(self, *_: Any) -> None:
+        if self.told_to_end:  # twice, perhaps by a launcher too: there is no more time for that
+            return
         self.told_to_end = True
         if hasattr(signal, "setitimer"):  # not on Windows
             signal.signal(signal.SIGALRM, self._cut_short)
@@ -101,28 +110,54 @@ class Checkpoints(Checkpoint):
     def _stop_waiting(self) -> None:
         if self.told_to_end and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
     # How
 
     def save(self, trainer: Trainer) -> None:
-        """Write `last.ckpt`; to be called on all ranks."""
+        """Write `last.ckpt`, or say why not; to be called on all ranks.
+
+        `trainer.save_checkpoint` would write to the folder for temporary files first, which may be
+        on a smaller disk, and where a killed process leaves what it wrote.
+        """
         self._stop_waiting()
-        unfinished = self.folder / f"{LAST}.part"
-        trainer.save_checkpoint(unfinished, weights_only=False)
-        if trainer.is_global_zero:
-            with open(unfinished, "rb") as file:
-                os.fsync(file.fileno())
-            if (self.folder / LAST).exists():
-                os.replace(self.folder / LAST, self.folder / PREVIOUS)
-            os.replace(unfinished, self.folder / LAST)
-            sync_folder(self.folder)
+        try:
+            content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            if trainer.is_global_zero:
+                self._write(content)
+        except OSError as error:
+            self._say(cannot_write(error))
+        trainer.strategy.barrier("checkpoint")  # nobody ends before it is there
         self._saved = time.monotonic()
+
+    def _write(self, content: dict[str, Any]) -> None:
+        last, buffer = self.folder / LAST, io.BytesIO()
+        torch.save(content, buffer)
+        write_durably(self.folder / NEXT, buffer.getbuffer())
+        if last.exists():
+            os.replace(last, self.folder / PREVIOUS)
+        os.replace(self.folder / NEXT, last)
+        sync_folder(self.folder)
+
+    @rank_zero_only
+    def _say(self, trouble: str) -> None:
+        known = (self.folder / name for name in (LAST, PREVIOUS))
+        kept = next((path for path in known if path.exists()), None)
+        log.warning(
+            "%s. The run goes on, and tries again with the next checkpoint; until then %s.",
+            trouble,
+            "there is none to go on from" if kept is None else
+            f"it could go on from '{kept}' of {time.ctime(kept.stat().st_mtime)}",
+        )  # fmt: skip
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take the rows of `metrics.csv` along: what comes after them will be made again."""
         files = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+        for file in files:
+            if isinstance(file, MetricsFile):  # others may fail, on this rank alone
+                file.save()
         checkpoint["rows"] = rows(files[0]) if files and trainer.is_global_zero else ""
 
     def on_load_checkpoint(

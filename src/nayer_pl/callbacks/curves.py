@@ -1,6 +1,7 @@
 """`curves.png`: how synthesis, distillation and accuracy went, from the run's own CSV file."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from nayer_pl.files import write_or_warn
 
 Row = dict[str, str]
 
@@ -81,4 +84,6 @@ class Curves(Callback):
         if self.metrics.is_file():
             figure = draw_curves(self.metrics)
             if figure is not None:
-                figure.savefig(self.path)
+                content = io.BytesIO()
+                figure.savefig(content, format="png")
+                write_or_warn(self.path, content.getvalue())

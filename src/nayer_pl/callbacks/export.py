@@ -1,13 +1,19 @@
 """The file that the run is for: the student, or the teacher that was trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from safetensors import SafetensorError
 
+from nayer_pl import ranks
+from nayer_pl.checkpoint import fingerprint
 from nayer_pl.errors import InputError
 from nayer_pl.export import save_classifier
+from nayer_pl.files import cannot_write, check_folder, write_or_warn
+from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.weights import read_weights
 
 
 class Export(Callback):
@@ -17,10 +23,17 @@ class Export(Callback):
         path: a `.safetensors` file that is not there yet.
         names: of the classes, in the order of the labels.
         image_shape: (C, H, W) of the images it takes.
+        record: a file that remembers, as long as the run is not over, which weights it wrote to
+            `path`: a run that is killed after that, and goes on, may replace those. None replaces
+            nothing.
     """
 
     def __init__(
-        self, path: str | Path | None, names: Sequence[str], image_shape: Sequence[int]
+        self,
+        path: str | Path | None,
+        names: Sequence[str],
+        image_shape: Sequence[int],
+        record: str | Path | None = None,
     ) -> None:
         if path is None:
             raise InputError(
@@ -28,27 +41,77 @@ class Export(Callback):
                 "(for a teacher: teacher.weights=PATH)."
             )
         self.path, self.names, self.image_shape = Path(path), list(names), list(image_shape)
+        self.record = None if record is None else Path(record)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to replace trained weights, before the work that would."""
-        if stage == "fit" and self.path.exists():
-            raise InputError(
-                f"'{self.path}' exists and would be replaced; delete it, or write elsewhere with "
-                "export.path=PATH (for a teacher: teacher.weights=PATH)."
-            )
+        """Refuse what the end of the run would find out, before its work.
 
-    @rank_zero_only
+        Raises:
+            InputError: the file is there and not of this run, or its folder cannot be written.
+        """
+        if stage == "fit":
+            trouble = self._obstacle() if trainer.is_global_zero else None
+            trouble = ranks.first_of_all(trouble)
+            if trouble is not None:
+                raise InputError(
+                    f"{trouble}, or write elsewhere with export.path=PATH (for a teacher: "
+                    "teacher.weights=PATH)."
+                )
+
+    def _obstacle(self) -> str | None:
+        if self.path.exists() and not self._is_own():
+            return f"'{self.path}' exists and would be replaced; delete it"
+        try:
+            check_folder(self.path.parent)
+        except OSError as error:
+            return f"{cannot_write(error)}; mend that"
+        return None
+
+    def _is_own(self) -> bool:
+        if self.record is None or not self.record.exists():
+            return False
+        return self.record.read_text() == fingerprint(read_weights(self.path)[0])
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
-        accuracy = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("val/")
+        """Write the file; where it cannot be, one of that name in the run's directory.
+
+        Raises:
+            InputError: the file cannot be written, on all ranks; the message says what is left.
+        """
+        trouble = self._write(trainer, pl_module) if trainer.is_global_zero else None
+        trouble = ranks.first_of_all(trouble)
+        if trouble is not None:
+            raise InputError(trouble)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
+        product: Classifier = pl_module.product  # type: ignore[assignment]
+        facts = {
+            "class_names": self.names,
+            "image_shape": self.image_shape,
+            "measured": {
+                name: float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith("val/")
+            },
         }
-        save_classifier(
-            self.path,
-            pl_module.product,  # type: ignore[arg-type]
-            class_names=self.names,
-            image_shape=self.image_shape,
-            measured=accuracy,
+        if self.record is not None:
+            write_or_warn(self.record, fingerprint(product.network).encode())
+        trouble = _save(self.path, product, facts)
+        if trouble is None:
+            return None
+        instead = Path(trainer.default_root_dir) / self.path.name
+        if not instead.exists() and _save(instead, product, facts) is None:
+            return f"{trouble}. What was trained is in '{instead}' instead: move it there."
+        return (
+            f"{trouble}. Make room: the same command with resume=auto then repeats what came after "
+            "the run's last checkpoint, and writes it."
         )
+
+
+def _save(path: Path, product: Classifier, facts: Mapping[str, Any]) -> str | None:
+    """Write the file, or say why it cannot be."""
+    try:
+        save_classifier(path, product, **facts)
+    except (OSError, SafetensorError) as error:
+        return f"'{path}' cannot be written ({getattr(error, 'strerror', None) or error})"
+    return None

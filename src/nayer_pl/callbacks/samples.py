@@ -1,5 +1,6 @@
 """A picture of what is in the bank: a labelled row of images for every class."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image, ImageDraw, ImageFont
 
+from nayer_pl.files import write_or_warn
 from nayer_pl.memory.bank import MemoryBank
 from nayer_pl.memory.datamodule import SyntheticDataModule
 
@@ -78,7 +80,9 @@ class SampleGrid(Callback):
         """Write the file."""
         grid = self._log(trainer, pl_module)
         if grid is not None:
-            grid.save(self.path)
+            content = io.BytesIO()
+            grid.save(content, "png")
+            write_or_warn(self.path, content.getvalue())
 
     @rank_zero_only
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> Image.Image | None:

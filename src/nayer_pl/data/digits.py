@@ -9,6 +9,7 @@ from sklearn.model_selection import train_test_split
 
 from nayer_pl.data.images import ImageSet, Split
 from nayer_pl.data.names import class_names
+from nayer_pl.errors import require
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,15 @@ class Digits:
 
     Args:
         image_size: the 8x8 originals are enlarged bilinearly to this many pixels a side.
+
+    Raises:
+        InputError: no pixel.
     """
 
     image_size: int = 16
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 1, "data.source.image_size", "at least 1", self.image_size)
 
     def load(self, split: Split) -> ImageSet:
         """[N, 1, image_size, image_size]; the split is stratified by class."""

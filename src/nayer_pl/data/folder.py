@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +30,17 @@ class FolderImages(PictureSource):
     Args:
         classes: the names of the class folders in the order of their labels (see `class_names`);
             None for the sorted folders of the training split, or of what there is.
+
+    Raises:
+        InputError: an option has no such value, or `classes` lists a folder twice.
     """
 
-    classes: str | Sequence[str] | None = None
+    classes: str | Sequence[Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classes is not None:
+            self.class_names()
 
     def find(self, split: Split) -> tuple[Encoded, Tensor]:
         """The picture files of a split and their labels.
@@ -43,7 +52,7 @@ class FolderImages(PictureSource):
         if splits:
             name = one_of(list(splits), self.split_names(split), "folder")
             folders = splits[name]
-        elif split == "train" or self.evaluation_split:
+        elif split == "train":
             train, test = self.split_names("train")[0], self.split_names("evaluation")[0]
             raise InputError(
                 f"'{root}' holds no splits; put training images into '{root}/{train}/CLASS/' and "
@@ -97,7 +106,10 @@ class FolderImages(PictureSource):
         names = {*self.split_names("train"), *self.split_names("evaluation")}
         splits = {folder.name: subfolders(folder) for folder in subfolders(root)}
         # A folder "train" that holds no folders is a class: pictures of trains.
-        return root, {name: splits[name] for name in splits if name in names and splits[name]}
+        found = {name: splits[name] for name in splits if name in names and splits[name]}
+        if not found and (self.train_split or self.evaluation_split):
+            one_of([*splits], self.split_names("evaluation"), "folder")
+        return root, found
 
 
 class _Files:

@@ -18,6 +18,11 @@ class Images(Protocol):
         """int64 [N], known without decoding an image."""
         ...
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of every image."""
+        ...
+
     def read(self, batches: Sequence[Tensor], key: str = "") -> Iterator[list[Tensor]]:
         """Yield [images uint8 [B, C, H, W], labels int64 [B]] for each tensor of indices.
 
@@ -31,6 +36,11 @@ class ImageSet(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
 
     def read(self, batches: Sequence[Tensor], key: str = "") -> Iterator[list[Tensor]]:
         """Index whole batches: no per-image work, no worker processes."""
@@ -54,11 +64,23 @@ class ImageSource(Protocol):
         ...
 
 
-def open_split(source: ImageSource, split: Split, num_classes: int | None = None) -> Images:
-    """Load a split whose labels are those of `num_classes` classes (None: not checked).
+def open_split(
+    source: ImageSource,
+    split: Split,
+    num_classes: int | None = None,
+    image_shape: Sequence[int] | None = None,
+) -> Images:
+    """Load a split.
+
+    Args:
+        source: where it comes from.
+        split: which one.
+        num_classes: what its labels must be of; None does not check them.
+        image_shape: (C, H, W) that its images must have; None does not check them.
 
     Raises:
-        InputError: it is empty, or has images without a label or with one that is too large.
+        InputError: it is empty, its images have another shape, or there are some without a label or
+            with one that is too large.
     """
     images = source.load(split)
     count = len(images.labels)
@@ -77,5 +99,11 @@ def open_split(source: ImageSource, split: Split, num_classes: int | None = None
             f"The largest label of the {split} split is {largest}, but data.num_classes="
             f"{num_classes} stands for labels 0 to {num_classes - 1}; choose the data set that "
             "belongs to these classes, or correct data.num_classes."
+        )
+    if image_shape is not None and images.image_shape != tuple(image_shape):
+        raise InputError(
+            f"The images of the {split} split are {list(images.image_shape)}, but data.image_shape="
+            f"{list(image_shape)}; correct one of them (the size of the images is the data "
+            "source's)."
         )
     return images

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from nayer_pl.data.images import ImageSource
 from nayer_pl.errors import InputError
 
 
 def class_names(
-    names: str | Sequence[str] | None = None, source: ImageSource | None = None
+    names: str | Sequence[Any] | None = None, source: ImageSource | None = None
 ) -> list[str]:
     """The names that label text is made of.
 
@@ -19,8 +20,8 @@ def class_names(
         source: the data set; asked only if `names` is None.
 
     Raises:
-        InputError: no names of such a data set are known here and there is no such file, or the
-            data set says none.
+        InputError: no names of such a data set are known here and there is no such file, the
+            data set says none, or a name is empty.
 
     >>> class_names("digits")[:3]
     ['zero', 'one', 'two']
@@ -30,7 +31,7 @@ def class_names(
             raise InputError("No class names are given: set data.class_names to a list or a file.")
         return source.class_names()
     if not isinstance(names, str):
-        return [str(name) for name in names]
+        return _all_there([str(name) for name in names], "data.class_names")
     folder = files("nayer_pl.data") / "class_names"
     known = {path.name[:-4]: path for path in folder.iterdir() if path.name.endswith(".txt")}
     if names in known:
@@ -45,4 +46,12 @@ def class_names(
         lines = Path(names).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"The class names in '{names}' are not UTF-8 text.") from error
-    return [line.strip() for line in lines if line.strip()]
+    return _all_there([line.strip() for line in lines if line.strip()], f"'{names}'")
+
+
+def _all_there(names: list[str], where: str) -> list[str]:
+    """The names, if there are any and none is empty."""
+    if not names or not all(name.strip() for name in names):
+        what = "holds no class names" if not names else "holds an empty class name"
+        raise InputError(f"{where} {what}; give one for each class, in the order of the labels.")
+    return names

@@ -45,9 +45,11 @@ class PictureSource(ABC):
     evaluation_split: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.image_shape) != 3 or self.image_shape[0] not in (1, 3):
+        shape = list(self.image_shape)
+        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
             raise InputError(
-                f"data.image_shape is [C, H, W] with C = 1 or 3, not {list(self.image_shape)}."
+                "data.image_shape is [C, H, W] with C = 1 or 3 and sides of at least a pixel, not "
+                f"{shape}."
             )
         if not 0 < self.crop <= 1:
             raise InputError(f"data.crop is a share between 0 and 1, not {self.crop}.")

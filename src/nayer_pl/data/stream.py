@@ -68,6 +68,11 @@ class ImageStream:
         self.corrupt, self.workers = corrupt, workers
         self._bad: set[str] = set()
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self.decoder.image_shape
+
     def read(self, batches: Sequence[Tensor], key: str = "") -> Iterator[list[Tensor]]:
         """Yield [images, labels] of each tensor of indices, in order, decoded ahead of time.
 

@@ -140,13 +140,29 @@ class MemoryBank:
 
 
 def read_bank(path: str | Path) -> tuple[Tensor, Tensor]:
-    """Images and labels that `MemoryBank.save` wrote to `path`.
+    """Images uint8 [N, C, H, W] and labels int64 [N] that `MemoryBank.save` wrote to `path`.
 
     Raises:
         InputError: no bank file.
     """
+    if not Path(path).is_file():
+        raise InputError(f"'{path}' is not a saved memory bank: there is no such file.")
     try:
         content = load_file(path)
-        return content["images"], content["labels"]
+        images, labels = content["images"], content["labels"]
     except (OSError, SafetensorError, KeyError) as error:
-        raise InputError(f"'{path}' is not a saved memory bank: {error}") from error
+        raise InputError(
+            f"'{path}' is not a saved memory bank, or damaged ({error}); give a file that "
+            "MemoryBank.save wrote."
+        ) from error
+    kinds = (images.dtype, images.ndim, labels.dtype, tuple(labels.shape))
+    if kinds != (torch.uint8, 4, torch.int64, (len(images),)):
+        raise InputError(
+            f"'{path}' is not a saved memory bank: it holds images {_kind(images)} and labels "
+            f"{_kind(labels)}, not uint8 [N, C, H, W] and int64 [N]."
+        )
+    return images, labels
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

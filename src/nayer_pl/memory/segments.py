@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from nayer_pl.errors import InputError
+from nayer_pl.files import cannot_write, write_durably
 from nayer_pl.memory.bank import MemoryBank
+from nayer_pl.ranks import first_of_all
 
 LARGEST = 256 * 1024**2  # bytes of a file; it is held in memory while it is written or read
 
@@ -42,15 +43,26 @@ class Segments:
             What `load` needs, plain values: the files that hold what is in the bank now.
 
         Raises:
-            OSError: the disk is full or cannot be written.
+            OSError: the disk of any rank is full or cannot be written; on all of them, because
+                they save together. What was written stays, and is not written again.
         """
+        trouble = None
+        try:
+            self._write_new(bank)
+        except OSError as error:
+            trouble = cannot_write(error)
+        trouble = first_of_all(trouble)
+        if trouble is not None:
+            raise OSError(trouble)
+        return {"added": bank.added, "images": len(bank), "files": [dict(r) for r in self.records]}
+
+    def _write_new(self, bank: MemoryBank) -> None:
         oldest = bank.added - len(bank)
         first = max([oldest, *(record["first"] + record["images"] for record in self.records)])
         at_most = max(1, LARGEST // math.prod(bank.image_shape))
         for start in range(first, bank.added, at_most):
             self.records.append(self._write(bank, start, min(bank.added, start + at_most)))
         self.records = [each for each in self.records if each["first"] + each["images"] > oldest]
-        return {"added": bank.added, "images": len(bank), "files": [dict(r) for r in self.records]}
 
     def _write(self, bank: MemoryBank, start: int, end: int) -> Record:
         slots = torch.arange(start, end, device=bank.device) % bank.capacity
@@ -122,25 +134,3 @@ def checked(folder: str | Path, record: Mapping[str, Any]) -> bytes:
     if hashlib.sha256(content).hexdigest() != record["sha256"]:
         raise InputError(f"The bank's file '{path}' is damaged: its checksum is another.")
     return content
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all, also when the power fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    with open(unfinished, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Let the disk know which names a folder has."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -49,11 +49,11 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
         InputError: there is no such builder, or it does not take these arguments.
     """
     arguments = dict(description)
-    target = str(arguments.pop("_target_", ""))
+    target = str(arguments.pop("_target_", None) or "")
     module, _, name = target.rpartition(".")
     try:
         build = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except Exception as error:  # the module may be anybody's, and fail in any way
         raise InputError(
             f"There is no network '{target}' ({error}); an architecture's _target_ is the import "
             "path of a class or function, such as nayer_pl.networks.resnet18."
@@ -62,8 +62,9 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
         network = build(**arguments)
     except InputError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"'{target}' cannot be built from {arguments}: {error}.") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(": .")
+        raise InputError(f"'{target}' cannot be built from {arguments} ({reason}).") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"'{target}' does not build a torch.nn.Module but {type(network)}.")
     if not hasattr(network, "architecture"):

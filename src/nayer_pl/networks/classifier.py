@@ -1,6 +1,7 @@
 """A network together with its normalisation: images in [0, 1] in, logits out."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,8 +43,14 @@ class Classifier(nn.Module):
         self.register_buffer("std", None, persistent=False)
         if mean is None and std is None:
             return
-        if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
-            raise InputError(f"mean {mean} and std {std} must be as many values, std above zero.")
+        given = f"mean={mean} and std={std}"
+        if mean is None or std is None or not len(mean) == len(std) > 0:
+            raise InputError(f"{given} must be as many values, one for each channel.")
+        if not all(0 <= value <= 1 for value in mean) or not all(0 < s < math.inf for s in std):
+            raise InputError(
+                f"{given} must be those of images in [0, 1]: means from 0 to 1, std above zero; "
+                "divide those of images in [0, 255] by 255."
+            )
         self.mean = torch.tensor(mean).float().view(1, -1, 1, 1)
         self.std = torch.tensor(std).float().view(1, -1, 1, 1)
 
@@ -89,23 +96,28 @@ class Classifier(nn.Module):
         """Number of outputs, asked of the network itself with one grey image.
 
         Raises:
-            InputError: the network does not take images of this shape.
+            InputError: the network does not take images of this shape, or its answer is no logits.
         """
-        modes = [(module, module.training) for module in self.modules()]
-        net = self if self.normalises else self.network
+        name, modes = type(self.network).__name__, [(m, m.training) for m in self.modules()]
         try:
-            device = next((p.device for p in self.parameters()), None)
-            image = torch.full((1, *image_shape), 0.5, device=device)
+            like = next(self.parameters(), torch.empty(0))
+            image = torch.full((1, *image_shape), 0.5, device=like.device, dtype=like.dtype)
+            if self.mean is not None and self.std is not None:
+                image = (image - self.mean) / self.std
             self.eval()
-            return int(net(image).shape[1])
-        except (RuntimeError, IndexError, ValueError, AssertionError) as error:
-            name = type(self.network).__name__
+            answer: Any = self.network(image)
+        except Exception as error:  # it may be anybody's
             raise InputError(
-                f"{name} does not take images of shape {tuple(image_shape)}: {error}"
+                f"{name} does not take images of shape {tuple(image_shape)}: "
+                f"{error or type(error).__name__}"
             ) from error
         finally:
             for module, training in modes:
                 module.training = training
+        if not isinstance(answer, Tensor) or answer.ndim != 2:
+            got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise InputError(f"{name} must answer images with logits [B, classes], not {got}.")
+        return answer.shape[1]
 
     def freeze(self) -> "Classifier":
         """Evaluation mode, and no gradient for any parameter; returns self."""

@@ -10,6 +10,7 @@ from nayer_pl.networks.outside import (
     needs_name,
     optional,
     refuse_misfit,
+    tensors_only,
 )
 
 
@@ -33,10 +34,13 @@ def from_timm(
     if ":" in name and not pretrained:
         # Files that name a network are rebuilt, and must not fetch anything.
         raise InputError(f"timm fetches '{name}'; without weights, name a timm.list_models().")
-    with explained(
-        f"timm cannot make '{name}'",
-        "timm.list_models() has the names, and weights that were fetched elsewhere go to "
-        "teacher.weights=PATH",
+    with (
+        tensors_only(),
+        explained(
+            f"timm cannot make '{name}'",
+            "timm.list_models() has the names, and weights that were fetched elsewhere go to "
+            "teacher.weights=PATH",
+        ),
     ):
         if not pretrained:
             return timm.create_model(name, num_classes=num_classes, in_chans=channels)

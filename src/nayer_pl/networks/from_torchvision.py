@@ -10,6 +10,7 @@ from nayer_pl.networks.outside import (
     needs_name,
     optional,
     refuse_misfit,
+    tensors_only,
 )
 
 
@@ -47,9 +48,12 @@ def from_torchvision(
         )
     weights = published[choice]
     refuse_misfit(name, (len(weights.meta["categories"]), 3), (num_classes, channels))
-    with explained(
-        f"torchvision cannot fetch {choice} of '{name}'",
-        "give a file that was fetched elsewhere as teacher.weights=PATH",
+    with (
+        tensors_only(),
+        explained(
+            f"torchvision cannot fetch {choice} of '{name}'",
+            "give a file that was fetched elsewhere as teacher.weights=PATH",
+        ),
     ):
         network = models.get_model(name, weights=weights)
     transforms = weights.transforms()

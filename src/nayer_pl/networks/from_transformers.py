@@ -5,7 +5,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from nayer_pl.errors import InputError
-from nayer_pl.networks.outside import carry_normalisation, explained, needs_name, refuse_misfit
+from nayer_pl.networks.outside import (
+    carry_normalisation,
+    explained,
+    needs_name,
+    refuse_misfit,
+    tensors_only,
+)
 
 
 # Not an @architecture: to rebuild it, the folder or the Hub must be read once more, and a file must
@@ -30,9 +36,12 @@ def from_transformers(
     name = needs_name(name, "transformers", "microsoft/resnet-50")
     plain: dict[str, Any] = {"trust_remote_code": False}
     missing: Any = ()
-    with explained(
-        f"The image classifier '{name}' cannot be loaded",
-        "without a network set its name to a local folder",
+    with (
+        tensors_only(),
+        explained(
+            f"The image classifier '{name}' cannot be loaded",
+            "without a network set its name to a local folder",
+        ),
     ):
         if pretrained:
             config = AutoConfig.from_pretrained(name, **plain)

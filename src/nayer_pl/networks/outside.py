@@ -1,6 +1,8 @@
 """What the builders of other packages' networks (`from_*`) have in common."""
 
 import importlib
+import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -60,8 +62,29 @@ def explained(what: str, advice: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except pickle.UnpicklingError as error:  # PyTorch's own text tells how to run the code
+        reason = "a weight file is damaged, or holds more than tensors, and that could run code"
+        raise InputError(f"{what} ({reason}); {advice}.") from error
     except Exception as error:
         raise InputError(f"{what} ({first_line(error)}); {advice}.") from error
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Let `torch.load` read nothing but tensors, also where a package asks for more.
+
+    timm and torch.hub would unpickle, and thereby run, whatever a weight file holds.
+    """
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def first_line(error: Exception) -> str:

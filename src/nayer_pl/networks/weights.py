@@ -33,6 +33,9 @@ def read_weights(
         InputError: the file is damaged, holds no tensors, or would run code.
     """
     path = Path(path)
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"The weight file '{path}' {problem}; give the path of the file itself.")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -40,8 +43,6 @@ def read_weights(
                 facts = {key: _fact(metadata[key]) for key in metadata if key != "format"}
                 return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=not trust_code)
-    except FileNotFoundError as error:
-        raise InputError(f"There is no weight file '{path}'.") from error
     except Exception as error:  # a damaged pickle can raise anything
         if isinstance(error, pickle.UnpicklingError) and not trust_code:
             raise InputError(
@@ -49,7 +50,10 @@ def read_weights(
                 "code; give a file of its state_dict alone, or, if you trust who made this one, "
                 "set trust_code=true (teacher.trust_code=true on the command line)."
             ) from error
-        raise InputError(f"'{path}' is damaged or not a file of weights: {error}") from error
+        raise InputError(
+            f"'{path}' is damaged or not a file of weights ({type(error).__name__}: {error}); copy "
+            "it again, or give another."
+        ) from error
     tensors = dict(_tensors(content))
     if not tensors:
         raise InputError(f"'{path}' holds no state dict (names to tensors).")
@@ -81,7 +85,7 @@ def load_weights(
 
     Raises:
         InputError: several networks of the file fit, or none does: keys or shapes differ, and the
-            message names the first of each kind.
+            message names the first of each kind. Or a weight is NaN or infinite.
     """
     state, metadata = read_weights(path, trust_code)
     wanted = network.state_dict()
@@ -96,6 +100,12 @@ def load_weights(
         raise InputError(
             f"The weights in '{path}'{where} do not fit {type(network).__name__} ({misfit}); "
             "choose the architecture and the number of classes that they were trained with."
+        )
+    broken = [key for key in wanted if not part[key].isfinite().all()]
+    if broken:
+        raise InputError(
+            f"'{path}' has weights that are NaN or infinite ({_first(broken)}), as training that "
+            "diverged leaves them; give a file from before that."
         )
     network.load_state_dict(part)
     return metadata
@@ -164,8 +174,14 @@ def _first(keys: list[str], shown: int = 3) -> str:
 
 
 def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, Any]) -> None:
-    """Write a `.safetensors` file, complete or not at all; `metadata` values must be JSON."""
+    """Write a `.safetensors` file, complete or not at all; `metadata` values must be JSON.
+
+    Raises:
+        InputError: the file has another suffix, by which it would be read as another format.
+    """
     path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"Weights are written to files that end in .safetensors, not to '{path}'.")
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()

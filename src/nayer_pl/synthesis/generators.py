@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nayer_pl.errors import InputError
+from nayer_pl.errors import InputError, require
 
 
 class UpsampledConv(nn.Conv2d):
@@ -56,6 +56,9 @@ class Generator(nn.Module):
         width: channels before the last convolution.
         upsamplings: doublings of the resolution.
         max_channels: channels are never more than this.
+
+    Raises:
+        InputError: sides of the image that are not divisible, or a size below 1.
     """
 
     def __init__(
@@ -67,7 +70,9 @@ class Generator(nn.Module):
         max_channels: int = 512,
     ) -> None:
         super().__init__()
+        require(width >= 1, "The generator's width", "at least 1", width)
         channels, height, wide = image_shape
+        require(min(image_shape) >= 1, "Every side of image_shape", "at least 1", [*image_shape])
         scale = 2**upsamplings
         if height % scale or wide % scale:
             raise InputError(

@@ -33,14 +33,31 @@ class LabelText:
     encoder: NameEncoder
 
     def embeddings(self) -> Tensor:
-        """LTE, [num_classes, d] float32. Encoded on the first call ever, then read from disk."""
+        """LTE, [num_classes, d] float32. Encoded on the first call ever, then read from disk.
+
+        Raises:
+            InputError: the names cannot be encoded, or what comes out is not finite or says
+                nothing about them.
+        """
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
             log.warning(
                 "Classes with the same name have the same embedding and cannot be told apart by "
                 "it: %s.", ", ".join(twice),
             )  # fmt: skip
-        return self.encoder.embed(self.names)
+        embeddings = self.encoder.embed(self.names)
+        for name, row in zip(self.names, embeddings, strict=False):
+            if not row.isfinite().all():
+                raise InputError(
+                    f"The label text of '{name}' holds NaN or infinity; repair the text encoder "
+                    "(text_encoder.model) or the file of embeddings (text_encoder.path)."
+                )
+        if len(set(self.names)) > 1 and (embeddings == embeddings[:1]).all():
+            raise InputError(
+                "All classes have the same label text, so it tells none from another; repair the "
+                "text encoder (a model without its tokenizer's files does that), or choose another."
+            )
+        return embeddings
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,9 @@ class EmbeddingFile:
 
     def _read(self) -> tuple[Tensor, list[str] | None]:
         path = Path(self.path)
+        for option, file in (("path", path), ("names", self.names)):
+            if file is not None and not Path(file).is_file():
+                raise InputError(f"There is no file '{file}'; set text_encoder.{option} to one.")
         names = None
         try:
             if path.suffix == ".npy":
@@ -91,14 +111,27 @@ class EmbeddingFile:
                     keys = list(file.keys())
                     key = next((k for k in ("embeddings", "lte") if k in keys), keys[0])
                     rows = file.get_tensor(key).float()
-                    names = json.loads((file.metadata() or {}).get("names", "null"))
+                    names = _listed((file.metadata() or {}).get("names", "null"))
             if self.names is not None:
                 names = Path(self.names).read_text(encoding="utf-8").splitlines()
         except (OSError, EOFError, ValueError, TypeError, SafetensorError, IndexError) as error:
-            raise InputError(f"'{path}' cannot be read as embeddings: {error}") from error
+            raise InputError(
+                f"'{path}' cannot be read as embeddings ({error}); give a .npy or .safetensors "
+                "file of numbers, a row per class."
+            ) from error
         if rows.ndim != 2:
             raise InputError(f"'{path}' must hold [classes, d] numbers, not {list(rows.shape)}.")
         return rows, names
+
+
+def _listed(text: str) -> list[str] | None:
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = text
+    if not isinstance(names, list | None):
+        raise ValueError("the names in its metadata are no JSON list")
+    return names
 
 
 def _plain(name: str) -> str:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nayer_pl.errors import require
+
 
 class NoisyLayer(nn.Module):
     """Linear layers Z with N(0, 1) weights and zero bias, drawn anew for every synthesis round.
@@ -17,12 +19,17 @@ class NoisyLayer(nn.Module):
         out_features: the size of what the generator sees.
         labels_per_layer: K, usually the number of classes; 1 gives every image its own Z.
         batch_size: largest B.
+
+    Raises:
+        InputError: a size below 1.
     """
 
     def __init__(
         self, in_features: int, out_features: int, labels_per_layer: int, batch_size: int
     ) -> None:
         super().__init__()
+        require(out_features >= 1, "noisy_features", "at least 1", out_features)
+        require(labels_per_layer >= 1, "labels_per_layer", "at least 1", labels_per_layer)
         layers = math.ceil(batch_size / labels_per_layer)
         self.labels_per_layer = labels_per_layer
         self.weight = nn.Parameter(torch.empty(layers, in_features, out_features))

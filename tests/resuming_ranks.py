@@ -1,0 +1,138 @@
+"""One of the two ranks that test_resuming_ranks.py looks at: a program of its own.
+
+A run of two ranks that nobody interrupts, and what becomes of it when it is interrupted: each run
+leaves one file per rank in the folder that it is given. The moments that follow on the command line
+are the numbers of the checkpoints to go on from.
+"""
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from two_ranks import RANK, copied, distiller, synthetic
+
+from nayer_pl.callbacks import Checkpoints, PhaseTimer
+from nayer_pl.errors import Terminated
+from nayer_pl.metrics_file import MetricsFile
+
+
+class KeepAll(Checkpoints):
+    """After every item and epoch, and none of them is lost."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, minutes=0)
+        self.count = 0
+
+    def save(self, trainer: Trainer) -> None:
+        super().save(trainer)
+        if trainer.is_global_zero:
+            shutil.copy(self.folder / "last.ckpt", self.folder / f"{self.count}.ckpt")
+        self.count += 1
+
+
+class TellOne(Callback):
+    """SIGTERM to rank 1 alone, in the middle of this item."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.item -= 1
+        if self.item < 0 and RANK == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class FullDiskOfRankOne(Callback):
+    """It cannot write what it made in the first round until the second one begins."""
+
+    room = 100
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if RANK == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.room, resource.RLIM_INFINITY))
+        self.room = resource.RLIM_INFINITY
+
+
+class Messages(logging.Handler):
+    """What was said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+class AtStart(Callback):
+    """Writes down the bank that a run begins or goes on with."""
+
+    bank: tuple[torch.Tensor, torch.Tensor]
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        bank = method.datamodule.bank  # type: ignore[union-attr]
+        self.bank = bank.images.clone(), bank.labels.clone()
+
+
+def run(
+    folder: Path, name: str, *callbacks: Callback, of: str = "whole", devices: int = 2,
+    ckpt: str | None = None, saver: Checkpoints | None = None, minutes: float = 60,
+) -> None:  # fmt: skip
+    """Begin a run in the directory `of`, or go on from its checkpoint, and write down its end."""
+    method, data, start, timer = distiller(), synthetic(), AtStart(), PhaseTimer()
+    checkpoints = folder / of / "checkpoints"
+    logger = MetricsFile(folder / of, name="", version="")
+    messages = Messages()
+    logging.getLogger("nayer_pl").addHandler(messages)
+    trainer = Trainer(
+        accelerator="cpu", devices=devices, max_epochs=data.max_epochs, logger=logger,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        num_sanity_val_steps=0, default_root_dir=folder / of,
+        callbacks=[start, timer, *callbacks, saver or Checkpoints(checkpoints, minutes)],
+    )  # fmt: skip
+    status = 0
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=checkpoints / ckpt if ckpt else None)
+    except Terminated as end:
+        status = end.code  # type: ignore[assignment]
+    logging.getLogger("nayer_pl").removeHandler(messages)
+    found = {
+        "student": copied(method.student.state_dict()),
+        "generator": copied(method.generator.state_dict()),
+        "bank": (data.bank.images, data.bank.labels), "first bank": start.bank,
+        "updates": method.student_updates, "results": method.results(), "images": timer.images,
+        "status": status, "said": messages.said,
+        "metrics": (folder / of / "metrics.csv").read_bytes() if RANK == 0 else None,
+    }  # fmt: skip
+    torch.save(found, folder / f"{name}_{RANK}.pt")
+
+
+def main(folder: Path, moments: Sequence[str]) -> None:
+    if RANK == 0:  # before there are two
+        run(folder, "alone", of="alone", devices=1, saver=KeepAll(folder / "alone/checkpoints"))
+
+    run(folder, "whole", saver=KeepAll(folder / "whole" / "checkpoints"))
+    run(folder, "again", ckpt=f"{moments[0]}.ckpt")
+    for moment in moments:
+        run(folder, f"more_{moment}", of="alone", ckpt=f"{moment}.ckpt")
+
+    run(folder, "told", TellOne(4), of="told")
+    run(folder, "told_again", of="told", ckpt="last.ckpt")
+    run(folder, "full", FullDiskOfRankOne(), of="full", minutes=0)
+
+    torch.distributed.destroy_process_group()
+    if RANK == 0:
+        for moment in moments:
+            run(folder, f"fewer_{moment}", devices=1, ckpt=f"{moment}.ckpt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
