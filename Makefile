@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-kills check format benchmark-digits benchmark-ablation clean
+.PHONY: help install demo test test-slow test-kills check format compare benchmark-digits benchmark-ablation clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ check: $(INSTALLED)  ## lint, format and types
 format: $(INSTALLED)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+compare: $(INSTALLED)  ## every method on digits, three seeds, and a report (an hour or two)
+	$(BIN)/python train.py -m experiment=compare logger=csv hydra.sweep.dir=multirun/compare resume=auto
+	$(BIN)/python -m nayer_pl.report multirun/compare --out report
 
 benchmark-digits: $(INSTALLED)  ## the README's table: the digits run with three seeds
 	$(BIN)/python benchmarks/digits.py

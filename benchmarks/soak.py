@@ -95,7 +95,8 @@ def one_round(
 COLUMNS = {
     "SIGKILL": "SIGKILL", "SIGTERM": "SIGTERM", "seconds": "seconds", "megabytes": "memory, MB",
     "megabytes_a_minute": "growth, MB/min", "handles": "handles", "disk": "disk, MB",
-    "files": "files", "temporary": "temporary files", "shared": "shared memory", "difference": "bits",
+    "files": "files", "temporary": "temporary files", "shared": "shared memory",
+    "difference": "bits",
 }  # fmt: skip
 
 

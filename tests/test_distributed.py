@@ -73,7 +73,7 @@ def together(*commands: list[str], cwd: Path, patience: float = 0) -> list[tuple
         running.append((process, *streams))
     try:
         for process, *_ in running:
-            process.wait(200)
+            process.wait(600)  # long enough for a busy machine
     finally:
         for process, *_ in running:
             if process.poll() is None:

@@ -16,10 +16,12 @@ from nayer_pl.networks import Classifier, build_network
 from nayer_pl.run import build, train
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+# Each of their kinds has another that is quicker.
+LARGE = "_(resnet34|vgg11|wrn40_2)_|_resnet50_(resnet50|mobilenetv2)"
 EXPERIMENTS = [
     pytest.param(
         path.stem,
-        marks=pytest.mark.slow if re.search("_(resnet34|vgg11|wrn40_2)_", path.stem) else (),
+        marks=pytest.mark.slow if re.search(LARGE, path.stem) else (),
     )
     for path in sorted((CONF / "experiment").glob("*.yaml"))
 ]

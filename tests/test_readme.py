@@ -2,6 +2,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,13 @@ def test_every_command_composes(command):
         compose("train", overrides=words)
 
 
-def test_your_own_data_set_and_teacher(type_command, tmp_path, monkeypatch):
+def test_your_own_data_set_and_teacher(type_command, tmp_path, monkeypatch, request):
     """The section of that name, followed word by word (and a shorter plan)."""
     (command,) = [command for command in COMMANDS if "teacher=custom" in command]
     write_pictures(tmp_path / "pictures")
     (tmp_path / "my_nets.py").write_text(MY_NETS)
     monkeypatch.syspath_prepend(tmp_path)  # as PYTHONPATH does
+    request.addfinalizer(lambda: sys.modules.pop("my_nets", None))
     write_weights(tmp_path / "my_teacher.pth")
     words = shlex.split(command)[2:]
     short = [

@@ -24,17 +24,17 @@ def test_every_job_of_a_sweep_has_its_recipe_and_its_directory(type_command):
     jobs = []
     status, _ = type_command(
         jobs.append, "-m", "model=nayer", "data=cifar10,tinyimagenet",
-        "model.generator_steps=20,30,40",
+        "model.generator_steps=20,30",
     )  # fmt: skip
     assert status == 0
     seen = [(cfg.data.name, cfg.model.generator_steps, cfg.plan.kd_steps) for cfg in jobs]
     assert seen == [
         (data, steps, kd_steps)
         for data, kd_steps in (("cifar10", 400), ("tinyimagenet", 1000))
-        for steps in (20, 30, 40)
+        for steps in (20, 30)
     ]
     (sweep,) = {Path(cfg.run_dir).parent for cfg in jobs}
-    assert [Path(cfg.run_dir).name for cfg in jobs] == list("012345")
+    assert [Path(cfg.run_dir).name for cfg in jobs] == list("0123")
     assert {cfg.sweep for cfg in jobs} == {sweep.name}
 
 
@@ -78,10 +78,10 @@ def test_optuna_finds_the_best_and_survives_a_failing_trial(type_command):
         return -abs(math.log(cfg.model.generator_lr / 4e-3))
 
     study = ["hydra.sweeper.storage=sqlite:///s.db", "hydra.sweeper.study_name=digits"]
-    arguments = ["-m", "hparams_search=optuna", "hydra.sweeper.n_trials=8", *study]
+    arguments = ["-m", "hparams_search=optuna", "hydra.sweeper.n_trials=6", *study]
     status, printed = type_command(training, *arguments)
     assert status == 0, printed
-    assert len(trials) == 8
+    assert len(trials) == 6  # a batch of four and one of two
     assert all(1e-3 <= rate <= 1.6e-2 and 2.5 <= bn <= 40 for rate, bn in trials)
     complete = [rate for i, (rate, _) in enumerate(trials, 1) if i not in (2, 5)]
     best = min(complete, key=lambda rate: max(rate / 4e-3, 4e-3 / rate))
@@ -91,9 +91,9 @@ def test_optuna_finds_the_best_and_survives_a_failing_trial(type_command):
     # The same words continue the study: other draws, and all of them in the file.
     status, printed = type_command(training, *arguments)
     assert status == 0, printed
-    assert len(set(trials)) == 16
+    assert len(set(trials)) == 12
     rows = sqlite3.connect("s.db").execute("SELECT state, COUNT(*) FROM trials GROUP BY state")
-    assert dict(rows) == {"COMPLETE": 14, "FAIL": 2}
+    assert dict(rows) == {"COMPLETE": 10, "FAIL": 2}
 
 
 def test_optuna_ends_with_one_sentence_where_every_trial_fails(type_command):

@@ -1,8 +1,4 @@
 import hashlib
-import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -60,36 +56,16 @@ def test_values_use_the_whole_range_of_bytes():
     assert (int(images.min()), int(images.max())) == (0, 255)
 
 
-FINGERPRINT = """
-import hashlib, json, sys, types
-# Only this module is wanted: the package's other imports take longer than the test.
-for name, folder in json.loads(sys.argv[1]).items():
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [folder]
-import numpy as np, torch
-np.random.seed(5), torch.manual_seed(5)
-from nayer_pl.data.digits import Digits
-for split in ("train", "evaluation"):
-    images, labels = Digits().load(split)
-    print(hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest())
-"""
-
-
-def test_split_is_the_same_in_another_process():
-
-    folders = {name: sys.modules[name].__path__[0] for name in ("nayer_pl", "nayer_pl.data")}
-    done = subprocess.run(
-        [sys.executable, "-c", FINGERPRINT, json.dumps(folders)],
-        env={**os.environ, "PYTHONHASHSEED": "123"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    here = [
-        hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-        for images, labels in map(Digits().load, ("train", "evaluation"))
+def test_split_is_the_one_that_every_figure_was_measured_with():
+    """In every process, on every machine and with every scikit-learn."""
+    assert [fingerprint(*Digits(8).load(split)) for split in ("train", "evaluation")] == [
+        "db5f7c516e41a0f21fc308a50a383e32a73f28a0ffafd3f218ec1bb766207fd8",
+        "da2b3ef4e6c367545c0780238ec1ff9baa97cd067bc9c9a52edf222ea3f95b19",
     ]
-    assert done.stdout.split() == here
+
+
+def fingerprint(images, labels):
+    return hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
 
 
 def test_loading_neither_needs_nor_moves_the_global_random_state():

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -156,13 +157,18 @@ def test_two_ranks_make_different_images_for_one_student(short, tmp_path, name):
         "+callbacks.witness._target_=witness.Witness",
     ]  # fmt: skip
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=env, timeout=200, text=True, capture_output=True
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=env, text=True, stderr=subprocess.PIPE, start_new_session=True
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    try:
+        _, errors = running.communicate(timeout=300)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)  # with the rank that it started
+    assert running.returncode == 0, errors[-3000:]
     one, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert same(one["student"], other["student"])
-    images = [found["images"].flatten(1).float() for found in (one, other)]
-    assert min(len(found) for found in images) > 0
-    assert torch.cdist(*images).min() > 0
+    images = [{*map(tuple, found["images"].flatten(1).tolist())} for found in (one, other)]
+    assert all(images)
+    assert not images[0] & images[1]
     assert json.loads((tmp_path / "run" / "summary.json").read_text()).keys() == SUMMARY

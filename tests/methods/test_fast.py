@@ -132,9 +132,9 @@ def adapt(method, generator, z, targets, steps):
     adam = torch.optim.Adam(groups, lr=method.generator_lr, betas=method.generator_betas)
     for _ in range(steps):
         adam.zero_grad()
-        method._judge(generator(z), targets, warm_up=True)["loss"].backward()
+        method.invert(generator(z), targets, warm_up=True)["loss"].backward()
         adam.step()
-    return float(method._judge(generator(z), targets, warm_up=True)["loss"].detach())
+    return float(method.invert(generator(z), targets, warm_up=True)["loss"].detach())
 
 
 @pytest.mark.parametrize("meta", ["fomaml", "reptile"])

@@ -11,20 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.augmentation import Augmentation
-from nayer_pl.errors import InputError
-from nayer_pl.methods.base import DataFreeDistillation
+from nayer_pl.errors import require
 from nayer_pl.methods.descent import descend
+from nayer_pl.methods.inversion import InversionDistillation, ask_for_statistics
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.contrast import contrastive_loss, random_part
 from nayer_pl.synthesis.generators import Generator
-from nayer_pl.synthesis.losses import adversarial_loss, label_loss
-from nayer_pl.synthesis.statistics import StatisticsMatching
 
 Layers = Literal["all", "stages"]
 
 
-class CMI(DataFreeDistillation):
+class CMI(InversionDistillation):
     """Images must be told apart: from each other and from those of earlier rounds.
 
     Every round has a generator of its own; its weights and its noise z are optimised together. A
@@ -39,7 +36,7 @@ class CMI(DataFreeDistillation):
     round, about images drawn from the memory bank; and every class is wanted equally often.
 
     Args:
-        teacher, student: see `DataFreeDistillation`, which also takes `distillation`.
+        teacher, student: see `InversionDistillation`, which also takes `inversion`.
         image_shape: (C, H, W) of the images to make.
         noise_features: size of z, which starts as N(0, 1).
         generator: features, image_shape -> generator.
@@ -47,8 +44,8 @@ class CMI(DataFreeDistillation):
         generator_lr: of generator, z and head.
         generator_betas: of the Adam of generator and z, which starts afresh in every round; the
             head's goes on, with PyTorch's betas.
-        bn_weight, ce_weight, adv_weight: of the three terms of inversion; the adversarial one is
-            left out in warm-up.
+        bn_weight, ce_weight, adv_weight, bn_momentum: see `InversionDistillation`; in the paper
+            there is no average over rounds. The part is mirrored if the augmentation does it.
         cr_weight: of the contrastive term; 0 goes without it.
         cr_temperature: of the contrastive term.
         negatives: most earlier images in it.
@@ -56,14 +53,11 @@ class CMI(DataFreeDistillation):
             resolution (the head has as many rows and columns as there are features).
         embedding_features: size of the head's output.
         part: smallest and largest share of an image's area that the part has.
-        bn_momentum: weight of earlier rounds in the statistics term; none in the paper.
-        augmentation: of the whole image, before teacher and student see it; None for none. The part
-            is mirrored as it is.
         round_size: most labels in one round.
-        distillation: temperature, learning rate, seed and so on of `DataFreeDistillation`.
+        inversion: augmentation, temperature, learning rate, seed and so on.
 
     Raises:
-        InputError: unknown `layers`, or a teacher without BatchNorm.
+        InputError: a teacher without BatchNorm, or a value that makes no sense.
     """
 
     def __init__(
@@ -86,26 +80,22 @@ class CMI(DataFreeDistillation):
         embedding_features: int = 256,
         part: tuple[float, float] = (0.25, 1.0),
         bn_momentum: float = 0.0,
-        augmentation: Augmentation | None = None,
         round_size: int = 256,
-        **distillation: Any,
+        **inversion: Any,
     ) -> None:
-        super().__init__(teacher, student, **distillation)
-        if layers not in get_args(Layers):
-            raise InputError(f"model.layers is all or stages, not '{layers}'.")
-        self.statistics = StatisticsMatching(teacher, bn_momentum)
-        if not self.statistics.norms:
-            raise InputError(
-                "The teacher has no BatchNorm2d with running statistics, so there are no features "
-                "to tell images apart by; choose a method that does without it: model=zskt, "
-                "model=dfad or model=dafl."
-            )
+        super().__init__(
+            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, **inversion
+        )
+        require(layers in get_args(Layers), "model.layers", "all or stages", layers)
+        require(generator_steps >= 1, "model.generator_steps", "at least 1", generator_steps)
+        require(cr_temperature > 0, "model.cr_temperature", "above 0", cr_temperature)
+        require(negatives >= 0, "model.negatives", "at least 0", negatives)
+        require(0 < part[0] <= part[1] <= 1, "model.part", "two shares, the smaller first", part)
+        ask_for_statistics(self.statistics)  # features too come from BatchNorms
         self.generator_steps, self.generator_lr = generator_steps, generator_lr
         self.generator_betas = (generator_betas[0], generator_betas[1])
-        self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
         self.cr_weight, self.cr_temperature = cr_weight, cr_temperature
         self.negatives, self.layers = negatives, layers
-        self.augmentation = augmentation
         self.part = (part[0], part[1])
         self.generator = generator(noise_features, image_shape)
         self.latents = nn.Parameter(torch.zeros(round_size, noise_features))
@@ -116,7 +106,7 @@ class CMI(DataFreeDistillation):
         size = self._features(torch.full((1, *image_shape), 0.5, device=device)).shape[1]
         out = nn.Linear(size, embedding_features)
         self.head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), out)
-        self.features = size
+        self.feature_count = size
 
     def synthesis_optimizers(self) -> list[Optimizer]:
         """One Adam: of the generator and z, and of the head."""
@@ -164,27 +154,19 @@ class CMI(DataFreeDistillation):
         warm_up: bool,
     ) -> dict[str, Tensor]:
         """The weighted sum of the terms of inversion and the contrastive one, and the terms."""
-        teacher_logits = self.statistics(whole)
-        terms = {"ce": label_loss(teacher_logits, targets)}
-        loss = self.ce_weight * terms["ce"]
-        if self.bn_weight:
-            terms["bn"] = self.statistics.loss()
-            loss = loss + self.bn_weight * terms["bn"]
-        if self.adv_weight and not warm_up:
-            terms["adv"] = adversarial_loss(self.student(whole), teacher_logits)
-            loss = loss + self.adv_weight * terms["adv"]
+        terms = self.invert(whole, targets, warm_up)
         if earlier is not None:
             wholes, parts = self._seen(), self._features(part)
             wholes, parts = torch.cat([wholes, earlier[0]]), torch.cat([parts, earlier[1]])
             embeddings = self._embed(parts), self._embed(wholes).detach()
             terms["cr"] = contrastive_loss(*embeddings, len(whole), self.cr_temperature)
-            loss = loss + self.cr_weight * terms["cr"]
-        return {"loss": loss, **terms}
+            terms["loss"] = terms["loss"] + self.cr_weight * terms["cr"]
+        return terms
 
     # What images are told apart by
 
     def _views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        whole = images if self.augmentation is None else self.augmentation(images, self.rng)
+        whole = self.augment(images)
         flip = self.augmentation is not None and self.augmentation.flip
         return whole, random_part(images, self.part, flip, self.rng)
 
@@ -194,7 +176,7 @@ class CMI(DataFreeDistillation):
         bank, size = self.datamodule.bank, len(self.latents)
         chosen = torch.randperm(len(bank), device=self.device, generator=self.rng)
         chosen = chosen[: self.negatives].to(bank.device)
-        views = [torch.empty(2, 0, self.features, device=self.device)]
+        views = [torch.empty(2, 0, self.feature_count, device=self.device)]
         for first in range(0, len(chosen), size):
             images = bank.images[chosen[first : first + size]].to(self.device) / 255
             views.append(torch.stack([self._features(view) for view in self._views(images)]))

@@ -12,15 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.errors import InputError
-from nayer_pl.methods.base import DataFreeDistillation
+from nayer_pl.errors import require
 from nayer_pl.methods.descent import descend
+from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.synthesis.losses import label_loss
-from nayer_pl.synthesis.statistics import StatisticsMatching
 
 
-class DeepInversion(DataFreeDistillation):
+class DeepInversion(InversionDistillation):
     """No generator: the pixels themselves are optimised, from noise.
 
     The teacher should see the wanted label and its BatchNorms the statistics that they know, in
@@ -39,7 +37,7 @@ class DeepInversion(DataFreeDistillation):
     name are those of the last one.
 
     Args:
-        teacher, student: see `DataFreeDistillation`, which also takes `distillation`.
+        teacher, student: see `InversionDistillation`, which also takes `inversion`.
         image_shape: (C, H, W) of the images to make.
         image_steps: optimisation steps in a round.
         image_lr, image_betas: of the Adam of the pixels, in normalised units; it starts afresh in
@@ -53,10 +51,10 @@ class DeepInversion(DataFreeDistillation):
         adv_temperature: of the competition.
         bn_momentum: weight of earlier rounds in the statistics term; none in the paper.
         round_size: most labels in one round.
-        distillation: temperature, learning rate, seed and so on of `DataFreeDistillation`.
+        inversion: temperature, learning rate, seed and so on.
 
     Raises:
-        InputError: a teacher without statistics to match.
+        InputError: a teacher without statistics to match, or a number that makes no sense.
     """
 
     def __init__(
@@ -77,22 +75,20 @@ class DeepInversion(DataFreeDistillation):
         adv_temperature: float = 3.0,
         bn_momentum: float = 0.0,
         round_size: int = 256,
-        **distillation: Any,
+        **inversion: Any,
     ) -> None:
-        super().__init__(teacher, student, **distillation)
-        self.statistics = StatisticsMatching(teacher, bn_momentum)
-        if bn_weight and not self.statistics.norms:
-            raise InputError(
-                "The teacher has no BatchNorm2d with running statistics, so there is nothing for "
-                "the statistics term to match; choose a method that does without it: model=zskt, "
-                "model=dfad or model=dafl."
-            )
+        super().__init__(
+            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, **inversion
+        )
+        require(image_steps >= 1, "model.image_steps", "at least 1", image_steps)
+        require(image_lr > 0, "model.image_lr", "above 0", image_lr)
+        require(jitter >= 0, "model.jitter", "at least 0 pixels", jitter)
+        require(adv_temperature > 0, "model.adv_temperature", "above 0", adv_temperature)
         self.image_steps, self.image_lr = image_steps, image_lr
         self.image_betas = (image_betas[0], image_betas[1])
         self.jitter, self.flip = jitter, flip
-        self.ce_weight, self.tv_weight, self.l2_weight = ce_weight, tv_weight, l2_weight
-        self.bn_weight = bn_weight
-        self.adv_weight, self.adv_temperature = adv_weight, adv_temperature
+        self.tv_weight, self.l2_weight = tv_weight, l2_weight
+        self.adv_temperature = adv_temperature
         self.pixels = nn.Parameter(torch.zeros(round_size, *image_shape))
 
     def own_state(self) -> dict[str, Any]:
@@ -140,23 +136,14 @@ class DeepInversion(DataFreeDistillation):
     def _judge(self, images: Tensor, targets: Tensor, warm_up: bool) -> dict[str, Tensor]:
         """The weighted sum of all terms, and the terms."""
         mean, std = self._normalisation()
-        pixels, teacher_logits = (images - mean) / std, self.statistics(images)
-        terms = {
-            "ce": label_loss(teacher_logits, targets),
-            "tv": total_variation(pixels),
-            "l2": torch.linalg.vector_norm(pixels),
-        }
-        loss = self.ce_weight * terms["ce"]
-        loss = loss + self.tv_weight * terms["tv"] + self.l2_weight * terms["l2"]
-        if self.bn_weight:
-            terms["bn"] = self.statistics.loss()
-            loss = loss + self.bn_weight * terms["bn"]
-        if self.adv_weight and not warm_up:
-            student_logits = self.student(images)
-            apart = jensen_shannon(student_logits, teacher_logits, self.adv_temperature).mean()
-            terms["adv"] = 1 - apart
-            loss = loss + self.adv_weight * terms["adv"]
-        return {"loss": loss, **terms}
+        pixels, terms = (images - mean) / std, self.invert(images, targets, warm_up)
+        terms |= {"tv": total_variation(pixels), "l2": torch.linalg.vector_norm(pixels)}
+        priors = self.tv_weight * terms["tv"] + self.l2_weight * terms["l2"]
+        return {**terms, "loss": terms["loss"] + priors}
+
+    def oppose(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The competition: one less the Jensen-Shannon divergence (section 3.3)."""
+        return 1 - jensen_shannon(student_logits, teacher_logits, self.adv_temperature).mean()
 
 
 def total_variation(images: Tensor) -> Tensor:

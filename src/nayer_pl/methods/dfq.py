@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from nayer_pl.errors import InputError
 from nayer_pl.methods.descent import descend
+from nayer_pl.methods.inversion import ask_for_statistics
 from nayer_pl.methods.online import OnlineDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.losses import balance_loss, divergence
@@ -83,12 +83,7 @@ class DFQ(OnlineDistillation):
         self.bn_weight, self.entropy_weight = bn_weight, entropy_weight
         self.balance_weight, self.adv_weight = balance_weight, adv_weight
         self.statistics = GaussianMatching(teacher)
-        if not self.statistics.norms:
-            raise InputError(
-                "The teacher has no BatchNorm2d with running statistics, so there is nothing for "
-                "the statistics term to match; choose a method that does without it: model=zskt, "
-                "model=dfad or model=dafl."
-            )
+        ask_for_statistics(self.statistics)
 
     def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's turn; in warm-up the student is not asked."""

@@ -11,19 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.augmentation import Augmentation
 from nayer_pl.errors import InputError
-from nayer_pl.methods.base import DataFreeDistillation
 from nayer_pl.methods.descent import descend
+from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.generators import Generator
-from nayer_pl.synthesis.losses import adversarial_loss, label_loss
-from nayer_pl.synthesis.statistics import StatisticsMatching
 
 MetaUpdate = Literal["fomaml", "reptile"]
 
 
-class FastDFKD(DataFreeDistillation):
+class FastDFKD(InversionDistillation):
     """A meta generator, from which a few steps lead to the images of any round.
 
     All images of a data set have features in common. The meta generator learns them over rounds
@@ -37,7 +34,7 @@ class FastDFKD(DataFreeDistillation):
     often in a round.
 
     Args:
-        teacher, student: see `DataFreeDistillation`, which also takes `distillation`.
+        teacher, student: see `InversionDistillation`, which also takes `inversion`.
         image_shape: (C, H, W) of the images to make.
         noise_features: size of z ~ N(0, 1).
         generator: features, image_shape -> generator.
@@ -50,12 +47,9 @@ class FastDFKD(DataFreeDistillation):
         meta_lr: of the outer Adam, which goes on from round to round; None for k * generator_lr.
         first_layer_reset: the distillation epoch, from 1, that begins with a new first layer (and
             its BatchNorm) of the meta generator; None for never.
-        bn_weight, ce_weight, adv_weight: of the three terms of the generator's loss; the
-            adversarial one is left out in warm-up.
-        bn_momentum: weight of the running average in the statistics term.
-        augmentation: of the images before teacher and student see them; None for none.
+        bn_weight, ce_weight, adv_weight, bn_momentum: see `InversionDistillation`.
         round_size: most labels in one round.
-        distillation: temperature, learning rate, seed and so on of `DataFreeDistillation`.
+        inversion: augmentation, temperature, learning rate, seed and so on.
 
     Raises:
         InputError: an unknown `meta`, or a teacher without statistics to match.
@@ -79,27 +73,19 @@ class FastDFKD(DataFreeDistillation):
         ce_weight: float = 0.5,
         adv_weight: float = 1.33,
         bn_momentum: float = 0.9,
-        augmentation: Augmentation | None = None,
         round_size: int = 256,
-        **distillation: Any,
+        **inversion: Any,
     ) -> None:
-        super().__init__(teacher, student, **distillation)
+        super().__init__(
+            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, **inversion
+        )
         if meta not in get_args(MetaUpdate):
             raise InputError(f"model.meta is fomaml or reptile, not '{meta}'.")
-        self.statistics = StatisticsMatching(teacher, bn_momentum)
-        if bn_weight and not self.statistics.norms:
-            raise InputError(
-                "The teacher has no BatchNorm2d with running statistics, so there is nothing for "
-                "the statistics term to match; choose a method that does without it: model=zskt, "
-                "model=dfad or model=dafl."
-            )
         self.generator_steps, self.meta = generator_steps, meta
         self.generator_lr, self.latent_lr = generator_lr, latent_lr
         self.generator_betas = (generator_betas[0], generator_betas[1])
         self.meta_lr = generator_steps * generator_lr if meta_lr is None else meta_lr
         self.first_layer_reset = first_layer_reset
-        self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
-        self.augmentation = augmentation
         self.generator = generator(noise_features, image_shape)
         self.adapted = copy.deepcopy(self.generator)
         self.latents = nn.Embedding(round_size, noise_features)  # z of every image of a round
@@ -134,7 +120,7 @@ class FastDFKD(DataFreeDistillation):
 
     def steps_to_compile(self) -> list[str]:
         """The generator's step in two graphs, because crops are drawn between them."""
-        return [*super().steps_to_compile(), "_make", "_judge"]
+        return [*super().steps_to_compile(), "_make", "invert"]
 
     def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One round: k steps of the copy, then one of the meta generator."""
@@ -143,8 +129,7 @@ class FastDFKD(DataFreeDistillation):
         self._start_round()
 
         def judge(images: Tensor) -> dict[str, Tensor]:
-            seen = images if self.augmentation is None else self.augmentation(images, self.rng)
-            return self._judge(seen, targets, warm_up)
+            return self.invert(self.augment(images), targets, warm_up)
 
         images, history = descend(
             self, inner, self.generator_steps, lambda: self._make(len(targets)), judge
@@ -174,16 +159,3 @@ class FastDFKD(DataFreeDistillation):
 
     def _make(self, count: int) -> Tensor:
         return self.adapted(self.latents.weight[:count])
-
-    def _judge(self, images: Tensor, targets: Tensor, warm_up: bool) -> dict[str, Tensor]:
-        """L = bn_weight L_bn + ce_weight L_ce + adv_weight L_adv, and its terms."""
-        teacher_logits = self.statistics(images)
-        terms = {"ce": label_loss(teacher_logits, targets)}
-        loss = self.ce_weight * terms["ce"]
-        if self.bn_weight:
-            terms["bn"] = self.statistics.loss()
-            loss = loss + self.bn_weight * terms["bn"]
-        if self.adv_weight and not warm_up:
-            terms["adv"] = adversarial_loss(self.student(images), teacher_logits)
-            loss = loss + self.adv_weight * terms["adv"]
-        return {"loss": loss, **terms}

@@ -74,7 +74,7 @@ def ask_for_statistics(statistics: StatisticsMatching) -> None:
     if not statistics.norms:
         raise InputError(
             "The teacher has no BatchNorm2d with running statistics, so there is nothing for the "
-            "statistics term to match; choose a method that does without it (model=zskt, "
-            "model=dfad or model=dafl), set model.bn_weight=0 if this one goes on without the term "
-            "(expect a weaker student), or choose another teacher."
+            "statistics term to match; choose a method that does without it: model=zskt, "
+            "model=dfad or model=dafl; or set model.bn_weight=0 if this one can go on without the "
+            "term (expect a weaker student)."
         )

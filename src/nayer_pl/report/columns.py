@@ -9,6 +9,7 @@ from typing import Any
 from nayer_pl.report.run import Run
 
 SHARES = (0.90, 0.95, 0.99)
+UNKNOWN = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,16 @@ class Column:
         """As it stands in a cell."""
         spread = self.spread(runs)
         if spread.mean is None:
-            return "not reached" if spread.never else "–"
-        text = f"{spread.mean * self.scale:,.{self.digits}f}"
-        rounded = None if spread.deviation is None else f"{spread.deviation * self.scale:,.{self.digits}f}"
-        if rounded is not None and (self.digits or float(rounded.replace(",", ""))):
-            text += f" ± {rounded}"
+            return "not reached" if spread.never else UNKNOWN
+        text = self._rounded(spread.mean)
+        if spread.deviation is not None and (self.digits or spread.deviation):
+            text += f" ± {self._rounded(spread.deviation)}"
         if spread.never:
             text += f" ({spread.count} of {spread.count + spread.never})"
         return text
+
+    def _rounded(self, value: float) -> str:
+        return f"{value * self.scale:,.{self.digits}f}"
 
 
 def _time_to(share: float) -> Column:
@@ -72,11 +75,11 @@ def _plain(key: str, title: str, scale: float = 1.0, digits: int = 0) -> Column:
 
 
 QUALITY = (
-    _plain("teacher_accuracy", "teacher, %", 100, 1),
     Column("student_accuracy", "student, %", lambda run: run.student_accuracy, 100, 1),
     Column("share_of_teacher", "of teacher, %", lambda run: run.share_of_teacher(), 100, 1),
     _plain("agreement", "agreement, %", 100, 1),
     *map(_time_to, SHARES),
+    _plain("teacher_accuracy", "teacher, %", 100, 1),
 )
 COST = (
     _plain("seconds_synthesis", "synthesis, s"),

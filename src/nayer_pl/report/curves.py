@@ -1,9 +1,7 @@
-"""Accuracy against what it cost, drawn for paper and for the page."""
+"""Accuracy against what it cost: the curve of each method, and a panel of all of them."""
 
-import io
-import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nayer_pl.report.groups import Method, Section
@@ -11,7 +9,6 @@ from nayer_pl.report.run import Evaluation, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 AXES = {"seconds": "seconds of synthesis and distillation", "steps": "synthesis steps"}
 
@@ -20,24 +17,10 @@ COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+TICKS = (0, 20, 40, 60, 80, 90, 95, 98, 99, 100)
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 INK, FAINT = "#1f2328", "#d0d7de"  # text and lines of the frame; the page has its own for them
-
-STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "nayer_pl",
-}
+TEACHER: dict[str, Any] = {"color": INK, "linewidth": 0.7}
 
 
 class Point(NamedTuple):
@@ -101,19 +84,29 @@ def draw_axes(ax: "Axes", section: Section, axis: str) -> bool:
             below = [100 * max(0.0, p.accuracy - p.deviation) for p in curve]
             above = [100 * min(1.0, p.accuracy + p.deviation) for p in curve]
             ax.fill_between(x, below, above, color=style["color"], alpha=0.15, linewidth=0)
-            ax.plot(x, y, label=method.label, **style)
+            ax.plot(x, y, label=method.name, **style)
     known = [r.summary["teacher_accuracy"] for r in section.runs if r.number("teacher_accuracy")]
     if known and drawn:
-        ax.axhline(100 * statistics.fmean(known), color=INK, linewidth=0.7)
-    ax.set_yscale("function", functions=(_stretch, _unstretch))
-    lowest = min((p for line in ax.lines for p in line.get_ydata()), default=0.0)  # type: ignore[arg-type]
-    ticks = [t for t in (0, 20, 40, 60, 80, 90, 95, 98, 99, 100) if t >= lowest - 20]
-    ax.set_yticks(ticks, [str(tick) for tick in ticks])
-    ax.set_ylim(max(0.0, lowest - 3), 100)
-    ax.set_xlim(left=0)
+        ax.axhline(100 * statistics.fmean(known), label="teacher", **TEACHER)
+    if not drawn:
+        ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center")
+    _frame(ax, section)
     ax.set_xlabel(AXES[axis])
-    ax.grid()
     return drawn
+
+
+def _frame(ax: "Axes", section: Section) -> None:
+    """The same percents in all panels of a section."""
+    from matplotlib.ticker import LogLocator
+
+    lowest = min((100 * e.accuracy for run in section.runs for e in run.evaluations), default=0.0)
+    ax.set_yscale("function", functions=(_stretch, _unstretch))
+    ax.set_yticks(TICKS, [str(tick) for tick in TICKS])
+    ax.set_ylim(max(0.0, lowest - 3), 100)
+    ax.set_xscale("log", subs=[])
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter("{x:,g}")
+    ax.grid()
 
 
 def _stretch(percent: Any) -> Any:
@@ -127,75 +120,3 @@ def _unstretch(value: Any) -> Any:
     import numpy as np
 
     return 100.8 - np.exp(-value)
-
-
-def paper_figure(sections: Sequence[Section]) -> "Figure":
-    """Both panels of every section, as wide as two columns of a paper."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.3 * len(sections)), layout="constrained", dpi=200)
-        for part, section in zip(figure.subfigures(len(sections), 1, squeeze=False)[:, 0], sections, strict=True):
-            axes = part.subplots(1, len(AXES), sharey=True)
-            for ax, axis in zip(axes, AXES, strict=True):
-                draw_axes(ax, section, axis)
-            axes[0].set_ylabel("accuracy, %")
-            part.suptitle(section.title, fontsize=9)
-            handles, labels = axes[0].get_legend_handles_labels()
-            part.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-        return figure
-
-
-def png(sections: Sequence[Section]) -> bytes:
-    """`report.png`."""
-    from matplotlib import rc_context
-
-    content = io.BytesIO()
-    with rc_context(STYLE):
-        paper_figure(sections).savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()
-
-
-def panel(section: Section, axis: str) -> str | None:
-    """One panel as SVG for the page, None if there is nothing in it."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-        ax = figure.subplots()
-        if not draw_axes(ax, section, axis):
-            return None
-        ax.set_ylabel("accuracy, %")
-        return _svg(figure)
-
-
-def swatch(style: Mapping[str, Any]) -> str:
-    """What a method's line looks like, as SVG for a legend."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(0.42, 0.16))
-        ax = figure.add_axes((0, 0, 1, 1))
-        ax.set_axis_off()
-        ax.plot([0, 0.5, 1], [0, 0, 0], markevery=[1], **style)
-        ax.set_xlim(-0.05, 1.05)
-        return _svg(figure)
-
-
-def _svg(figure: "Figure") -> str:
-    """SVG to stand in a page that knows the colours by name (`--c0`, `--ink`, `--faint`)."""
-    content = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(content, format="svg", transparent=True, metadata=nothing)
-    text = content.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # the same in every figure
-    text = re.sub(r'\s(width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
-    names = {INK: "ink", FAINT: "faint"} | {c: f"c{i}" for i, c in enumerate(COLOURS)}
-    for colour, name in names.items():
-        text = text.replace(colour, f"var(--{name})")
-    return text.replace("#000000", "var(--ink)")

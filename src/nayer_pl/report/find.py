@@ -13,6 +13,7 @@ from yaml import YAMLError
 from nayer_pl.report.run import LeftOut, Run, evaluations
 
 CONFIG, SUMMARY, METRICS, PICTURE = "config.yaml", "summary.json", "metrics.csv", "samples.png"
+TEACHER = "teacher"  # in a run's directory: how its teacher was trained, if it was
 
 
 def find_runs(roots: Sequence[str | Path]) -> tuple[list[Run], list[LeftOut]]:
@@ -39,7 +40,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
     if (folder / CONFIG).is_file():
         yield folder
         return
-    inside = sorted(path for path in _directories(folder) if not path.name.startswith("."))
+    inside = _directories(folder)
     below = {path: list(_candidates(path)) for path in inside}
     beside_runs = any((path / CONFIG).is_file() for path in inside)
     for path, found in below.items():
@@ -51,7 +52,11 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 def _directories(folder: Path) -> list[Path]:
     try:
-        return [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if path.is_dir() and path.name != TEACHER and not path.name.startswith(".")
+        )
     except OSError:  # not there, or nobody may look
         return []
 

@@ -10,9 +10,13 @@ Settings = dict[str, str]
 
 # What makes a run, in the order in which it names variants of one method.
 PARTS = ("plan", "model", "prompts", "text_encoder", "bank", "data", "teacher", "student")
-# Where files lie, who trained the teacher, and what a seed changes.
-ELSEWHERE = ("path", "cache", "weights", "trained_by", "trust_code", "workers", "seed")
-TWICE = ("teacher", "student", "label_text", "network")  # in `model`: what stands elsewhere too
+# Where files lie, who trained the teacher, what a seed changes, and how Hydra builds things.
+ELSEWHERE = (
+    "path", "cache", "cache_dir", "weights", "trained_by", "trust_code", "workers", "seed",
+    "_recursive_", "_convert_", "_partial_",
+)  # fmt: skip
+# In `model`: what stands elsewhere too.
+TWICE = ("teacher", "student", "label_text", "network", "image_shape")
 OF_THE_TRAINER = ("accelerator", "devices", "num_nodes", "precision")
 
 
@@ -24,6 +28,11 @@ class Method:
     runs: Sequence[Run]
     settings: Settings
     """Those that not all runs of the section share."""
+
+    @property
+    def name(self) -> str:
+        """The label, and whether it needs what data-free methods do without."""
+        return f"{self.label} (real images)" if self.sees_real_images else self.label
 
     @property
     def seeds(self) -> list[int]:
@@ -103,7 +112,7 @@ def _labels(method: str, settings: Sequence[Settings]) -> list[str]:
         if len(set(values)) > 1:
             telling.setdefault(values, name)  # one of several that change together
     return [
-        ", ".join([method, *(f"{name}={each.get(name)}" for name in telling.values())])
+        ", ".join([method, *(f"{name}={each[name]}" for name in telling.values() if name in each)])
         for each in settings
     ]
 

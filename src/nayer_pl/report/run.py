@@ -1,4 +1,4 @@
-"""One run as it is reported: its configuration, its summary, and its evaluations with their cost."""
+"""A run as it is reported: configuration, summary, and evaluations with what they had cost."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -1,0 +1,65 @@
+"""Hand-written runs: what is in the reports can be counted on fingers."""
+
+import csv
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+
+@pytest.fixture
+def config():
+    def make(method="nayer", seed=0, data="digits", **more):
+        network = {"architecture": {"_target_": "nayer_pl.networks.wrn16_1"}}
+        made = {
+            "model_name": method,
+            "seed": seed,
+            "data": {"name": data, "path": f"somewhere/{seed}"},
+            "teacher": {**network, "weights": f"teachers/seed{seed}/t.safetensors"},
+            "student": network,
+            "plan": {"epochs": 2, "batch_size": 8},
+            "model": {"learning_rate": 0.1, "seed": seed},
+        }
+        return OmegaConf.to_container(OmegaConf.merge(made, more))
+
+    return make
+
+
+@pytest.fixture
+def write_run(tmp_path, config):
+    """A run's directory: `curve` is (updates, accuracy, seconds of synthesis, of distillation)."""
+
+    def write(folder, curve=(), summary=None, picture=None, **options):
+        path = tmp_path / folder
+        path.mkdir(parents=True)
+        OmegaConf.save(config(**options), path / "config.yaml")
+        rows = []
+        for updates, accuracy, synthesis, distillation in curve:
+            spent = {"time/synthesis": synthesis, "time/distillation": distillation}
+            rows.append({"student_updates": updates, "val/student_accuracy": accuracy})
+            rows.append({"student_updates": updates, **spent, "synthesis/steps": 10 * updates})
+        if rows:
+            with open(path / "metrics.csv", "w", newline="") as file:
+                names = sorted({name for row in rows for name in row})
+                writer = csv.DictWriter(file, names, restval="")
+                writer.writeheader()
+                writer.writerows(rows)
+        if summary is not None:
+            (path / "summary.json").write_text(json.dumps(summary))
+        if picture is not None:
+            (path / "samples.png").write_bytes(picture)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def distilled():
+    def make(student, teacher=0.9, **more):
+        return {
+            "teacher_accuracy": teacher, "student_accuracy": student, "agreement": 0.5,
+            "student_updates": 20, "seconds_synthesis": 30.0, "seconds_distillation": 10.0,
+            "synthesis_steps": 200, "images_banked": 1200, "images_kept": 1200, **more,
+        }  # fmt: skip
+
+    return make

@@ -1,0 +1,122 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from nayer_pl.report.find import find_runs
+from nayer_pl.report.groups import sections
+from nayer_pl.report.page import WIDTH, page, smaller
+from nayer_pl.report.run import LeftOut
+
+CURVE = [(10, 0.5, 4.0, 1.0), (20, 0.8, 8.0, 3.0)]
+VOID = {"meta", "img", "br", "hr", "input", "link"}
+
+
+class Reader(HTMLParser):
+    """Every element with its attributes, the texts, and whether what is opened is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(" ".join(data.split()))
+
+    def attributes(self, name):
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
+
+
+def png(width=600, height=300):
+    content = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(content, "png")
+    return content.getvalue()
+
+
+@pytest.fixture
+def text(tmp_path, write_run, distilled):
+    for seed in (0, 1):
+        write_run(f"n{seed}", CURVE, distilled(0.8), seed=seed, picture=png())
+        write_run(f"z{seed}", CURVE, distilled(0.7), seed=seed, method="zskt", picture=b"cut off")
+    write_run("kd", CURVE, {"student_accuracy": 0.9, "seconds_training": 3.0}, method="kd")
+    write_run("f", CURVE, distilled(0.6), data="fashion_mnist", method="<b>bold</b>")
+    runs, _ = find_runs([tmp_path])
+    return page("A & B", sections(runs), [LeftOut("runs/dfq_seed2", "not finished")])
+
+
+def test_it_asks_nothing_of_the_network(text):
+    reader = Reader(text)
+    assert "http" not in text
+    assert "//" not in re.sub(r"data:image/png;base64,[^\"]*", "", text)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in reader.elements}
+    for link in [*reader.attributes("src"), *reader.attributes("href")]:
+        assert link.startswith(("data:image/png;base64,", "#"))
+
+
+def test_every_method_data_set_and_failure_is_in_it(text):
+    reader = Reader(text)
+    rows = [t for t in reader.texts if t]
+    for name in ("nayer", "zskt", "kd (real images)", "<b>bold</b>"):
+        assert rows.count(name) >= 3  # two tables and a legend
+    titles = {"digits, wrn16_1 to wrn16_1", "fashion_mnist, wrn16_1 to wrn16_1", "A & B"}
+    assert titles <= set(rows)
+    assert "runs/dfq_seed2" in rows
+    assert ": not finished" in rows
+    assert {"80.0 ± 0.0", "88.9 ± 0.0", "0, 1", "30 ± 0", "not reached"} & set(rows) >= {
+        "80.0 ± 0.0", "88.9 ± 0.0", "0, 1", "not reached"
+    }  # fmt: skip
+
+
+def test_tables_are_rectangles(text):
+    for table in re.findall("<table>.*?</table>", text, re.DOTALL):
+        widths = {
+            len(re.findall("<t[hd]", row)) for row in re.findall("<tr.*?</tr>", table, re.DOTALL)
+        }
+        assert len(widths) == 1
+
+
+def test_curves_know_their_colours_in_light_and_dark(text):
+    used = set(re.findall(r"var\((--\w+)\)", text))
+    light, dark = text.split("prefers-color-scheme: dark")[0:2]
+    defined = set(re.findall(r"(--\w+):", light))
+    changed = set(re.findall(r"(--\w+):", dark.partition("* {")[0]))
+    assert {"--c0", "--ink", "--faint"} <= used <= defined == changed
+
+
+def test_ids_in_the_page_are_not_given_twice_with_different_meaning(text):
+    found = {}
+    for element in re.findall(r"<(?:clipPath|path|g)\b[^>]* id=\"[^\"]+\".*?>", text):
+        name = re.search(r'id="([^"]+)"', element).group(1)
+        assert found.setdefault(name, element) == element
+
+
+def test_pictures_are_made_smaller_and_broken_ones_left_out(text):
+    sources = Reader(text).attributes("src")
+    assert len(sources) == 1  # one seed of the only method with a whole picture
+    content = base64.b64decode(sources[0].partition(",")[2])
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.size == (WIDTH, WIDTH // 2)
+    assert smaller(b"no picture") is None
+    assert smaller(png(30, 20)) is not None
+
+
+def test_the_same_runs_make_the_same_page(tmp_path, write_run, distilled):
+    write_run("n", CURVE, distilled(0.8))
+    made = [page("t", sections(find_runs([tmp_path])[0]), []) for _ in range(2)]
+    assert made[0] == made[1]
