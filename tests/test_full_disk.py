@@ -7,7 +7,7 @@ it, and like a full disk it takes the first bytes.
 import csv
 import os
 import shutil
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -28,15 +28,27 @@ resource = pytest.importorskip("resource")
 VALUES = st.dictionaries(st.sampled_from("abcd"), st.floats(-1, 1), min_size=1)
 
 
+@pytest.fixture(autouse=True)
+def _room_again():
+    """Whatever a test that fails leaves behind, the others can write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @contextmanager
 def full_disk(room):
-    """No file of this process becomes longer than `room` bytes."""
+    """No file of this process becomes longer than `room` bytes.
+
+    Nothing is printed in the meantime: pytest keeps that in a file, which would be full too.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class FullDisk(Callback):

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nayer_pl import resume
 from nayer_pl.callbacks.timer import PhaseTimer
+from nayer_pl.console import unbroken_console
 from nayer_pl.errors import InputError, NayerError, Terminated
 from nayer_pl.files import cannot_write, write_durably
 from nayer_pl.loggers import Charts, close, sync_command
@@ -39,7 +40,8 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     quiet_lightning()
     try:
-        return _train(cfg)
+        with unbroken_console():
+            return _train(cfg)
     except Terminated:
         say_how_to_go_on(cfg.run_dir)
         raise

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -118,3 +119,64 @@ def test_validation_is_in_no_phase(clock, tmp_path, interval):
     trainer.fit(Slow(clock), loader, loader)
     assert timer.images["training"] == 16
     assert timer.seconds["training"] == 2 * 4 * 3
+
+
+class Rows(DummyLogger):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        if "student_updates" in metrics:
+            self.rows.append((step, metrics))
+
+
+class Counted(Slow):
+    """Counts as methods do: two student updates and five steps of synthesis in every batch."""
+
+    student_updates = synthesis_steps = 0
+
+    def training_step(self, batch, _):
+        self.student_updates += 2
+        self.synthesis_steps += 5
+        return super().training_step(batch, _)
+
+
+def fit_with_rows(method, clock, tmp_path, epochs, timer=None, ckpt_path=None):
+    logger = Rows()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=[timer or PhaseTimer()],
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    loader = DataLoader(TensorDataset(torch.zeros(8, 1), torch.zeros(8)), batch_size=2)
+    trainer.fit(method, loader, loader, ckpt_path=ckpt_path)
+    return trainer, logger.rows
+
+
+def test_every_evaluation_is_logged_with_what_it_cost(clock, tmp_path):
+    _, rows = fit_with_rows(Counted(clock), clock, tmp_path, epochs=2)
+    assert rows == [
+        (8, {"time/training": 12, "synthesis/steps": 20, "student_updates": 8}),
+        (16, {"time/training": 24, "synthesis/steps": 40, "student_updates": 16}),
+    ]
+
+
+def test_a_module_that_does_not_count_is_logged_against_its_steps(clock, tmp_path):
+    _, rows = fit_with_rows(Slow(clock), clock, tmp_path, epochs=1)
+    assert rows == [(4, {"time/training": 12, "student_updates": 4})]
+
+
+def test_a_resumed_run_counts_on(clock, tmp_path):
+    trainer, _ = fit_with_rows(Slow(clock), clock, tmp_path, epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    clock.now += 5000
+    _, rows = fit_with_rows(Slow(clock), clock, tmp_path, 2, ckpt_path=tmp_path / "one.ckpt")
+    assert rows == [(8, {"time/training": 24, "student_updates": 8})]

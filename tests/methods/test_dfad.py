@@ -144,10 +144,22 @@ def test_it_goes_on_from_the_middle_of_a_turn(dfad, tiny_data, fit, tmp_path):
     assert all(torch.equal(whole[key], value) for key, value in again.items())
 
 
-@pytest.mark.parametrize("data", ["cifar10", "cifar100", "digits", "fashion_mnist"])
-def test_recipes_take_one_step_of_the_generator_to_five_of_the_student(config, data):
+@pytest.mark.parametrize(
+    ("data", "images"),
+    [
+        ("cifar10", 500 * 50 * 6 * 256),  # as published
+        ("cifar100", 500 * 50 * 6 * 256),
+        ("digits", 120_000),  # what every method may use there
+        ("fashion_mnist", 570_000),
+    ],
+)
+def test_recipes_take_one_step_of_the_generator_to_five_of_the_student(config, data, images):
     cfg = config("model=dfad", f"data={data}")
-    items = EpochPlan(build(cfg.plan), 0, lambda: torch.zeros(1), lambda: None)
+    plan = build(cfg.plan)
+    items = EpochPlan(plan, 0, lambda: torch.zeros(1), lambda: None)
     kinds = ["RS"[item is None] for item, _ in zip(items, range(18), strict=False)]
     assert "".join(kinds) == 3 * "RSSSSS"
     assert cfg.model.generator_steps == 1
+    assert plan.images + plan.epochs * plan.kd_steps * plan.batch_size == pytest.approx(
+        images, 0.05
+    )

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config():
     def make(method="nayer", seed=0, data="digits", **more):
         network = {"architecture": {"_target_": "nayer_pl.networks.wrn16_1"}}
@@ -53,7 +53,7 @@ def write_run(tmp_path, config):
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def distilled():
     def make(student, teacher=0.9, **more):
         return {

@@ -20,7 +20,7 @@ class DFAD(OnlineDistillation):
     """Teacher and student disagree by so much; the generator raises it, the student lowers it.
 
     The discrepancy is the mean absolute error between logits. The student's steps (imitation, five
-    in the paper) and the generator's (generation) see images of a new z each.
+    in the published code) and the generator's (generation) see images of a new z each.
 
     The paper's generator may maximise the logarithm of one plus the discrepancy, which slows it
     down where the discrepancy is large. The published code does so for segmentation, and not for

@@ -78,13 +78,13 @@ class ZSKT(OnlineDistillation):
 
     def on_fit_start(self) -> None:
         """Check that a turn has enough images for the student."""
-        super().on_fit_start()
         plan, share = self.datamodule.plan, self.datamodule.share
         if plan.batch_size > len(self.z) * share.ranks:
             raise InputError(
                 f"ZSKT's student learns from the {len(self.z)} images of the generator's turn, but "
                 f"plan.batch_size is {plan.batch_size}; set plan.round_size to the same."
             )
+        super().on_fit_start()
 
     # The generator's turn
 
@@ -113,10 +113,10 @@ class ZSKT(OnlineDistillation):
             with torch.no_grad():
                 wanted = self.ask_teacher(images)
             return self._divergence(self.student(images), wanted) / wanted.shape[1]
-        layers = zip(*self.pairs, strict=True)
+        teachers_layers, students_layers = zip(*self.pairs, strict=True)
         with torch.no_grad():
-            wanted, teacher_maps = feature_maps(self.teacher, images, next(layers))
-        logits, student_maps = feature_maps(self.student, images, next(layers))
+            wanted, teacher_maps = feature_maps(self.teacher, images, teachers_layers)
+        logits, student_maps = feature_maps(self.student, images, students_layers)
         differences = [
             attention_loss(student_maps[student], teacher_maps[teacher])
             for teacher, student in self.pairs

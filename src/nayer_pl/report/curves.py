@@ -2,13 +2,14 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from nayer_pl.report.groups import Method, Section
 from nayer_pl.report.run import Evaluation, Run
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 AXES = {"seconds": "seconds of synthesis and distillation", "steps": "synthesis steps"}
 
@@ -73,7 +74,7 @@ def styles(methods: Sequence[Method]) -> list[dict[str, Any]]:
     return found
 
 
-def draw_axes(ax: "Axes", section: Section, axis: str) -> bool:
+def draw_axes(ax: Axes, section: Section, axis: str) -> bool:
     """Draw one panel; False if there is nothing to draw in it."""
     drawn = False
     for method, style in zip(section.methods, styles(section.methods), strict=True):
@@ -95,10 +96,8 @@ def draw_axes(ax: "Axes", section: Section, axis: str) -> bool:
     return drawn
 
 
-def _frame(ax: "Axes", section: Section) -> None:
+def _frame(ax: Axes, section: Section) -> None:
     """The same percents in all panels of a section."""
-    from matplotlib.ticker import LogLocator
-
     lowest = min((100 * e.accuracy for run in section.runs for e in run.evaluations), default=0.0)
     ax.set_yscale("function", functions=(_stretch, _unstretch))
     ax.set_yticks(TICKS, [str(tick) for tick in TICKS])
@@ -111,12 +110,8 @@ def _frame(ax: "Axes", section: Section) -> None:
 
 def _stretch(percent: Any) -> Any:
     """Towards 100 % the same step takes more room: half as many errors is as much everywhere."""
-    import numpy as np
-
     return -np.log(100.8 - np.minimum(percent, 100.0))
 
 
 def _unstretch(value: Any) -> Any:
-    import numpy as np
-
     return 100.8 - np.exp(-value)

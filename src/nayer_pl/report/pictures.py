@@ -4,13 +4,13 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from nayer_pl.report.curves import AXES, COLOURS, FAINT, INK, draw_axes
 from nayer_pl.report.groups import Section
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 STYLE: Any = {
     "font.size": 8,
@@ -29,11 +29,8 @@ STYLE: Any = {
 }
 
 
-def paper_figure(sections: Sequence[Section]) -> "Figure":
+def paper_figure(sections: Sequence[Section]) -> Figure:
     """Both panels of every section, as wide as two columns of a paper."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.3 * len(sections)), layout="constrained", dpi=200)
         for part, section in zip(
@@ -53,8 +50,6 @@ def paper_figure(sections: Sequence[Section]) -> "Figure":
 
 def png(sections: Sequence[Section]) -> bytes:
     """`report.png`."""
-    from matplotlib import rc_context
-
     content = io.BytesIO()
     with rc_context(STYLE):
         paper_figure(sections).savefig(content, format="png", metadata={"Software": None})
@@ -63,9 +58,6 @@ def png(sections: Sequence[Section]) -> bytes:
 
 def panel(section: Section, axis: str) -> str | None:
     """One panel as SVG for the page, None if there is nothing in it."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     with rc_context(STYLE):
         figure = Figure(figsize=(4.2, 3.2), layout="constrained")
         ax = figure.subplots()
@@ -77,9 +69,6 @@ def panel(section: Section, axis: str) -> str | None:
 
 def swatch(style: Mapping[str, Any]) -> str:
     """What a method's line looks like, as SVG for a legend."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     with rc_context(STYLE):
         figure = Figure(figsize=(0.42, 0.16))
         ax = figure.add_axes((0, 0, 1, 1))
@@ -89,7 +78,7 @@ def swatch(style: Mapping[str, Any]) -> str:
         return _svg(figure)
 
 
-def _svg(figure: "Figure") -> str:
+def _svg(figure: Figure) -> str:
     """SVG to stand in a page that knows the colours by name (`--c0`, `--ink`, `--faint`)."""
     content = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -1,0 +1,68 @@
+"""`experiment=compare`: one command, every method, every seed."""
+
+from pathlib import Path
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+METHODS = {path.stem for path in (CONF / "model").glob("*.yaml")} - {"supervised"}
+
+
+@pytest.fixture
+def sweep(type_command):
+    """Type a sweep; what each of its jobs would have run, and where."""
+
+    def run(*arguments, fails=lambda cfg: False):
+        jobs = {}
+
+        def training(cfg):
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            jobs[cfg.model_name, cfg.seed] = (folder.relative_to(Path.cwd()), cfg)
+            if fails(cfg):
+                raise RuntimeError("out of luck")
+            return 0.5
+
+        # What a sweeper gets is another matter: models differ in what they measure.
+        status, printed = type_command(
+            training, "-m", "experiment=compare", "objective=student_accuracy", *arguments
+        )
+        return status, printed, jobs
+
+    return run
+
+
+def test_alone_it_is_every_method_with_three_seeds(sweep):
+    status, printed, jobs = sweep()
+    assert status == 0, printed
+    assert jobs.keys() == {(method, seed) for method in METHODS for seed in (0, 1, 2)}
+    folder, cfg = jobs["fast", 1]
+    assert folder.name == "fast_seed1"
+    assert folder.parent.name.startswith("compare_digits_")
+    assert cfg.run_dir == str(folder.absolute())
+    assert {cfg.paths.teachers for (_, seed), (_, cfg) in jobs.items() if seed == 2} == {
+        "teachers/seed2"
+    }
+
+
+def test_what_is_typed_narrows_it_and_a_failed_job_loses_only_itself(sweep):
+    status, printed, jobs = sweep("model=kd,nayer", "seed=0", fails=lambda c: c.model_name == "kd")
+    assert status != 0
+    assert "out of luck" in printed
+    assert list(jobs) == [("kd", 0), ("nayer", 0)]
+
+
+@pytest.mark.parametrize("data", ["digits", "fashion_mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("method", ["kd", "scratch"])
+def test_yardsticks_get_as_many_student_updates_as_nayer(config, data, method):
+    plan, other = config(f"data={data}").plan, config(f"model={method}", f"data={data}")
+    for name in ("epochs", "kd_steps", "batch_size"):
+        assert other.plan[name] == plan[name]
+    assert other.datamodule.epochs == plan.epochs
+    assert other.datamodule.steps == plan.kd_steps
+
+
+def test_from_scratch_is_the_students_network(config):
+    cfg = config("model=scratch", "teacher=resnet34", "student=wrn16_1")
+    assert cfg.model.network.architecture._target_ == "nayer_pl.networks.wrn16_1"
+    assert cfg.export.path == f"{cfg.run_dir}/student.safetensors"

@@ -1,0 +1,46 @@
+import sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nayer_pl.callbacks import PhaseProgressBar
+from nayer_pl.console import unbroken_console
+
+FULL = Path("/dev/full")  # answers every write as a full disk does
+
+
+@contextmanager
+def full_log():
+    """Standard output and errors go to a file on a full disk."""
+    with open(FULL, "w", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # what it still holds
+                log.close()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+def test_a_log_file_on_a_full_disk_does_not_end_a_run(tiny_method, tiny_data, fit):
+    def run():
+        method = tiny_method()
+        fit(method, tiny_data(), callbacks=[PhaseProgressBar()], enable_progress_bar=True)
+        return method
+
+    with full_log(), pytest.raises(OSError, match="No space"):
+        run()
+    with full_log(), unbroken_console():
+        method = run()
+        print("x" * 100_000)
+        Console().print("a table")
+    assert method.student_updates == 6
+
+
+def test_what_can_be_printed_is(capsys):
+    with unbroken_console():
+        print("out")
+        print("err", file=sys.stderr)
+        assert not sys.stdout.isatty()
+    assert capsys.readouterr() == ("out\n", "err\n")

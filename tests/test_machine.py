@@ -1,0 +1,28 @@
+import os
+import platform
+
+import lightning
+import torch
+
+import nayer_pl.machine
+from nayer_pl.machine import circumstances
+
+
+def test_versions_are_those_of_the_modules():
+    said = circumstances()["versions"].split(", ")
+    assert f"torch {torch.__version__}" in said
+    assert f"lightning {lightning.__version__}" in said
+    assert f"Python {platform.python_version()}" in said
+
+
+def test_machine_has_its_cores_and_threads():
+    machine = circumstances()["machine"]
+    assert machine.endswith(f", {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    assert circumstances(devices=4)["machine"] == f"4 x {machine}"
+
+
+def test_a_gpu_is_called_by_its_name(monkeypatch):
+    monkeypatch.setattr(
+        nayer_pl.machine.torch.cuda, "get_device_name", lambda device: f"GPU {device}"
+    )
+    assert circumstances("cuda:1")["machine"].startswith("GPU cuda:1, ")
