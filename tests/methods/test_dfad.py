@@ -13,7 +13,7 @@ from nayer_pl.methods.dfad import DFAD
 from nayer_pl.run import build
 
 SHAPE = (1, 8, 8)
-TURNS, STEPS = 3, 5
+TURNS, STEPS = 2, 5
 PLAN = {
     "epochs": 2, "warmup_epochs": 0, "rounds_per_epoch": TURNS, "kd_steps": TURNS * STEPS,
     "round_size": 16, "batch_size": 16, "alternate": True,

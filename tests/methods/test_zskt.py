@@ -14,7 +14,7 @@ from nayer_pl.methods.zskt import ZSKT, attention, attention_loss, last_layers
 from nayer_pl.run import build
 
 SHAPE = (1, 8, 8)
-TURNS, STEPS = 3, 10
+TURNS, STEPS = 2, 10
 PLAN = {
     "epochs": 2, "warmup_epochs": 0, "rounds_per_epoch": TURNS, "kd_steps": TURNS * STEPS,
     "round_size": 16, "batch_size": 16, "alternate": True,

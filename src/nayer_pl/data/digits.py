@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from nayer_pl.data.images import ImageSet, Split
 from nayer_pl.data.names import class_names
@@ -30,6 +28,10 @@ class Digits:
 
     def load(self, split: Split) -> ImageSet:
         """[N, 1, image_size, image_size]; the split is stratified by class."""
+        # Imported late, because it takes long and only these images need it.
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
         images, labels = load_digits(return_X_y=True)
         halves = train_test_split(images, labels, test_size=500, stratify=labels, random_state=0)
         which = 0 if split == "train" else 1
