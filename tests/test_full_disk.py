@@ -28,19 +28,12 @@ resource = pytest.importorskip("resource")
 VALUES = st.dictionaries(st.sampled_from("abcd"), st.floats(-1, 1), min_size=1)
 
 
-@pytest.fixture(autouse=True)
-def _room_again():
-    """Whatever a test that fails leaves behind, the others can write."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @contextmanager
 def full_disk(room):
     """No file of this process becomes longer than `room` bytes.
 
-    Nothing is printed in the meantime: pytest keeps that in a file, which would be full too.
+    Nothing is printed in the meantime: pytest keeps that in a file, which would be full too. And it
+    ends before the test does, or pytest could not report on the test, if that goes into a file.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -52,7 +45,10 @@ def full_disk(room):
 
 
 class FullDisk(Callback):
-    """Full from work item `first` until `last` begins; writes down which files there are."""
+    """Full from work item `first` until `last` begins; writes down which files there are.
+
+    `with disk.full:` around the run ends it also where the run fails.
+    """
 
     def __init__(self, room, first, last, folder):
         self.room, self.items, self.folder = room, (first, last), folder
@@ -100,7 +96,8 @@ def test_a_run_goes_on_and_saves_when_there_is_room_again(run, tmp_path, caplog,
     caplog.clear()
     folder = tmp_path / "run"
     disk = FullDisk(room, 3, 7, folder)
-    method = run("run", disk)
+    with disk.full:
+        method = run("run", disk)
     assert same(method.state_dict(), whole.state_dict())
     assert (folder / "metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
 
@@ -190,20 +187,19 @@ class Until(Callback):
         self.act()
 
 
-@pytest.fixture
+@contextmanager
 def full_at_the_end():
-    """A callback; the disk is full until the test ends, or `over` is called."""
+    """A callback, for a disk that is full from the end of training on."""
     with ExitStack() as stack:
-        callback = Until(lambda: stack.enter_context(full_disk(100)))
-        callback.over = stack.close
-        yield callback
+        yield Until(lambda: stack.enter_context(full_disk(100)))
 
 
-def test_pictures_are_left_out(run, tmp_path, caplog, full_at_the_end):
-    run(
-        "run", full_at_the_end, SampleGrid(tmp_path / "samples.png", ["a", "b", "c"]),
-        Curves(tmp_path / "run" / "metrics.csv", tmp_path / "curves.png"),
-    )  # fmt: skip
+def test_pictures_are_left_out(run, tmp_path, caplog):
+    with full_at_the_end() as full:
+        run(
+            "run", full, SampleGrid(tmp_path / "samples.png", ["a", "b", "c"]),
+            Curves(tmp_path / "run" / "metrics.csv", tmp_path / "curves.png"),
+        )  # fmt: skip
     for name in ("samples.png", "curves.png"):
         assert (
             f"'{tmp_path / name}' cannot be written (File too large); the run goes" in caplog.text
@@ -215,17 +211,17 @@ def export(path, **options):
     return Export(path, ["a", "b", "c"], (1, 8, 8), **options)
 
 
-def test_without_room_for_the_student_the_run_stops_and_can_be_gone_on_with(
-    run, tmp_path, full_at_the_end
-):
+def test_without_room_for_the_student_the_run_stops_and_can_be_gone_on_with(run, tmp_path):
     folder, product = tmp_path / "run", tmp_path / "elsewhere" / "student.safetensors"
-    with pytest.raises(InputError, match=rf"'{product}' .*File too large.*resume=auto"):
-        run("run", full_at_the_end, export(product))
+    with (
+        full_at_the_end() as full,
+        pytest.raises(InputError, match=rf"'{product}' .*File too large.*resume=auto"),
+    ):
+        run("run", full, export(product))
     assert list(product.parent.iterdir()) == []
     assert {path.name for path in folder.iterdir()} == {"bank", "checkpoints", "metrics.csv"}
     last = folder / "checkpoints" / "last.ckpt"
     assert damage(last) is None
-    full_at_the_end.over()
     method = run("run", export(product), ckpt_path=last)
     assert same(method.student.network.state_dict(), load_file(product))
 
