@@ -10,7 +10,8 @@ def machine(monkeypatch):
     def pretend(cpu=(), gpu=None):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
-        capabilities = {"avx2": True} | dict.fromkeys(cpu, True)
+        name = "AMD EPYC" if "amd" in cpu else "Intel(R) Xeon(R)"
+        capabilities = {"avx2": True, "cpu_name": name} | dict.fromkeys(cpu, True)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
 
     return pretend
@@ -21,7 +22,9 @@ def machine(monkeypatch):
     [
         ("auto", [], None, "32-true"),
         ("auto", ["amx_bf16"], None, "bf16-mixed"),
-        ("cpu", ["avx512_bf16"], None, "32-true"),  # slower than float32
+        ("cpu", ["avx512_bf16"], None, "32-true"),  # Intel's: slower than float32
+        ("cpu", ["amd", "avx512_bf16"], None, "bf16-mixed"),
+        ("cpu", ["amd"], None, "32-true"),
         ("auto", [], True, "bf16-mixed"),
         ("gpu", [], True, "bf16-mixed"),
         ("auto", ["amx_bf16"], False, "32-true"),  # it is the GPU that computes

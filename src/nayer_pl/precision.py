@@ -10,8 +10,9 @@ def fastest_precision(accelerator: str = "auto") -> str:
     """Lightning's "bf16-mixed" where the hardware multiplies bfloat16 faster, else "32-true".
 
     bfloat16 has float32's range, so no loss is scaled; weights, losses and statistics stay float32.
-    Any machine can compute in it, but a CPU without matrix instructions for it (AMX) is slower with
-    it than in float32, also where it has AVX512-BF16 (benchmarks/README.md).
+    Any machine can compute in it, but among CPUs only those with matrix instructions for it (AMX),
+    and AMD's with AVX512-BF16 (Zen 4 and newer), are known to be faster; Intel's without AMX are
+    slower (benchmarks/README.md).
 
     Args:
         accelerator: as `lightning.Trainer` takes it.
@@ -22,5 +23,6 @@ def fastest_precision(accelerator: str = "auto") -> str:
     elif accelerator in ("auto", "cpu"):
         tell = getattr(torch.cpu, "get_capabilities", dict)  # older torch does not
         capabilities: Mapping[str, Any] = tell()
-        native = bool(capabilities.get("amx_bf16"))
+        amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
+        native = bool(capabilities.get("amx_bf16") or (amd and capabilities.get("avx512_bf16")))
     return "bf16-mixed" if native else "32-true"
