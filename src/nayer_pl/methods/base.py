@@ -24,6 +24,7 @@ from nayer_pl.methods.evaluation import Evaluation
 from nayer_pl.methods.results import sum_up
 from nayer_pl.networks.classifier import Classifier, frozen
 from nayer_pl.networks.folding import folded
+from nayer_pl.precision import fused_dtype
 
 
 class DataFreeDistillation(Distilling, ABC):
@@ -181,7 +182,8 @@ class DataFreeDistillation(Distilling, ABC):
                     "they must be the same."
                 )
         # A bound method: as an attribute, a copy of the teacher would be saved and moved about.
-        self.ask_teacher = folded(self.teacher, shape).forward  # type: ignore[method-assign]
+        dtype = fused_dtype(self.trainer.precision, self.compiles)
+        self.ask_teacher = folded(self.teacher, shape, dtype).forward  # type: ignore[method-assign]
         # Functions, not modules: neither parameter names nor evaluation change.
         for step in self.steps_to_compile() if self.compiles else ():
             setattr(self, step, torch.compile(getattr(self, step), dynamic=False))

@@ -16,6 +16,7 @@ from nayer_pl.methods.judging import Judging
 from nayer_pl.methods.supervised import Supervised
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.folding import folded
+from nayer_pl.precision import fused_dtype
 from nayer_pl.synthesis.losses import distillation_loss
 
 
@@ -86,7 +87,8 @@ class KnowledgeDistillation(Judging, Supervised):
                 "same."
             )
         # A bound method: as an attribute, a copy of the teacher would be saved and moved about.
-        self.ask_teacher = folded(self.teacher, self.image_shape).forward  # type: ignore[method-assign]
+        dtype = fused_dtype(self.trainer.precision)
+        self.ask_teacher = folded(self.teacher, self.image_shape, dtype).forward  # type: ignore[method-assign]
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         batches = data.val_dataloader()
         accuracy, images = self.evaluation.ask(self.teacher, batches, self._on_device)
