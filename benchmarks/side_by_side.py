@@ -2,14 +2,14 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from measuring import synchronize
 from published import Published
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from nayer_pl import (
     NAYER,
@@ -24,6 +24,15 @@ from nayer_pl.precision import fastest_precision
 from nayer_pl.run import quiet_lightning
 
 IMAGE_SHAPE, CLASSES, TEXT, FEATURES = (3, 32, 32), 10, 512, 1000
+
+
+FUSED = torch.ops.mkldnn._convolution_pointwise
+
+
+def fused_operations(images: Any, *arguments: Any, out_shape: Sequence[int], **_: Any) -> int:
+    """Of a fused convolution; the weight comes after the images, and after a summand."""
+    weights = next(shape for shape in arguments if shape[1:] != out_shape[1:])
+    return conv_flop_count(images, weights, out_shape)
 
 
 class SideBySide:
@@ -136,7 +145,7 @@ class EachItem(Callback):
         self.kind = "generator" if isinstance(item, SynthesisRound) else "distillation"
         self.counter = None
         if self.kind not in self.operations:
-            self.counter = FlopCounterMode(display=False)
+            self.counter = FlopCounterMode(display=False, custom_mapping={FUSED: fused_operations})
             self.counter.__enter__()
         synchronize()
         self.started = time.perf_counter()

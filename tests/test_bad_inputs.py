@@ -175,6 +175,11 @@ NAMES = "data.class_names=names.txt"
 LINES = "zero\none\ntwo\nthree\nfour\nfive\nsix\nseven\neight\n"
 CASES = {
     # How much
+    "epochs in words": case('plan.epochs must be a whole number, not "two"', "plan.epochs=two"),
+    "half a step": case(r"plan\.kd_steps must be a whole number, not 2\.5", "plan.kd_steps=2.5"),
+    "an option that is not there": case(r"no option plan\.epoch; choose from ep", "+plan.epoch=3"),
+    "no number": case(r"model\.bn_weight must be a number, not NaN", "model.bn_weight=nan"),
+    "a number that is a text": case("must be a number", "model.generator_lr=fast"),
     "no epochs": case(r"plan\.epochs must be at least 1, not 0", "plan.epochs=0"),
     "no steps": case(r"plan\.kd_steps must be at least 1", "plan.kd_steps=0"),
     "no batch": case(r"plan\.batch_size must be at least 1", "plan.batch_size=0"),
@@ -257,7 +262,7 @@ CASES = {
         "None of the 10 images can be read", "data.corrupt=skip", of=PICTURES,
         files=then(pictures(), *(text(f"pictures/test/{name}/1.png") for name in "abcdefghij")),
     ),
-    "what to do with those": case("stop or skip, not 'mend'", "data.corrupt=mend", of=PICTURES),
+    "what to do with those": case("data.corrupt must be stop or skip, not", "data.corrupt=mend", of=PICTURES),
     "crop of nothing": case(r"data\.crop is a share between 0 and 1", "data.crop=0", of=PICTURES),
     "negative workers": case(r"data\.workers must not be neg", "data.workers=-1", of=PICTURES),
     "four channels": case("with C = 1 or 3", "data.image_shape=[4,16,16]", of=PICTURES),
@@ -458,7 +463,7 @@ CASES = {
     ),
     "prompt without a name": case("must contain {name}", "prompts=['a photo']", of=ENCODE),
     "no prompt": case("must contain {name}", "prompts=[]", of=ENCODE),
-    "one prompt, not in a list": case(r"prompts=\['a {name}'\]", "prompts='a {name}'", of=ENCODE),
+    "one prompt, not in a list": case("must be a list of texts", "prompts='a {name}'", of=ENCODE),
     "embeddings nowhere": case(
         r"no file 'nowhere.npy'; set text_encoder\.path", "text_encoder.path=nowhere.npy"
     ),

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from nayer_pl import InputError, NoisyLayer, Plan
-from nayer_pl.run import build, name_classes
+from nayer_pl.build import build
+from nayer_pl.run import name_classes
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from nayer_pl import networks, save_classifier
+from nayer_pl.build import build
 from nayer_pl.networks import Classifier, build_network
-from nayer_pl.run import build, train
+from nayer_pl.run import train
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # Each of their kinds has another that is quicker.

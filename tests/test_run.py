@@ -164,7 +164,6 @@ def test_a_run_that_ended_before_its_summary_goes_on_in_spite_of_its_file(
         "model=supervised", "data=digits", "teacher=wrn16_1", "plan.epochs=1",
         "teacher.weights=teacher.safetensors", "logger=csv", "trainer.accelerator=cpu",
         "callbacks.progress=null", "resume=auto",
-        "++callbacks.export.record=${run_dir}/checkpoints/exported",
     )  # fmt: skip
 
     def full(path, _):

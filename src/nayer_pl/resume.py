@@ -124,9 +124,19 @@ def _intact_or_error(path: Path) -> Path:
 
 
 def finished(run_dir: str | Path) -> dict[str, Any] | None:
-    """The summary of a run that is over."""
+    """The summary of a run that is over.
+
+    Raises:
+        InputError: there is one, but damaged.
+    """
     file = Path(run_dir) / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    except ValueError as error:
+        raise InputError(
+            f"'{file}' is damaged ({error}); delete it: the run then goes on from its last "
+            "checkpoint, and writes it again."
+        ) from error
 
 
 def check_same_run(cfg: DictConfig) -> None:

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from nayer_pl import resume
+from nayer_pl.build import build
 from nayer_pl.callbacks.timer import PhaseTimer
 from nayer_pl.console import unbroken_console
-from nayer_pl.errors import InputError, NayerError, Terminated
+from nayer_pl.errors import InputError, Terminated
 from nayer_pl.files import cannot_write, write_durably
 from nayer_pl.loggers import Charts, close, sync_command
+from nayer_pl.machine import circumstances
 from nayer_pl.run_dir import prepare_run_dir
 from nayer_pl.summary import print_summary, write_summary
 
@@ -81,25 +81,13 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             **method.results(),
             "seconds_teacher": seconds_teacher,
             **phase_figures(timer),
+            **circumstances(trainer.strategy.root_device, trainer.world_size),
         }
         finish(Path(cfg.run_dir), summary, loggers, Path(cfg.export.path))
         trainer.strategy.barrier("finished")  # the files are there, for every rank
     finally:
         close(loggers)
     return summary, {"trainer": trainer, "method": method, "datamodule": datamodule}
-
-
-def build(node: DictConfig, **overrides: Any) -> Any:
-    """Instantiate a node; an error that a user can mend comes out as it is, not wrapped."""
-    try:
-        return instantiate(node, **overrides)
-    except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, NayerError):
-                raise cause from error
-            cause = cause.__cause__
-        raise
 
 
 def name_classes(cfg: DictConfig) -> None:

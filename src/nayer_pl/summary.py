@@ -9,10 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nayer_pl.files import write_durably
+
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """Flat JSON; fractions in [0, 1], seconds, counts."""
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    """Flat JSON; fractions in [0, 1], seconds, counts.
+
+    Raises:
+        OSError: it cannot be written; there is none then, for one says that the run is over.
+    """
+    write_durably(path, (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def print_summary(

@@ -23,9 +23,8 @@ class Export(Callback):
         path: a `.safetensors` file that is not there yet.
         names: of the classes, in the order of the labels.
         image_shape: (C, H, W) of the images it takes.
-        record: a file that remembers, as long as the run is not over, which weights it wrote to
-            `path`: a run that is killed after that, and goes on, may replace those. None replaces
-            nothing.
+        record: a file that remembers which weights it wrote to `path`: a run that is killed after
+            that, but before it is over, may replace those when it goes on. None replaces nothing.
     """
 
     def __init__(
@@ -70,7 +69,10 @@ class Export(Callback):
     def _is_own(self) -> bool:
         if self.record is None or not self.record.exists():
             return False
-        return self.record.read_text() == fingerprint(read_weights(self.path)[0])
+        try:
+            return self.record.read_text() == fingerprint(read_weights(self.path)[0])
+        except (InputError, UnicodeDecodeError):
+            return False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file; where it cannot be, one of that name in the run's directory.

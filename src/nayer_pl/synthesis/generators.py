@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,15 +34,36 @@ class UpsampledConv(nn.Conv2d):
         weight = torch.einsum("pkr,qls,oirs->pqoikl", rows, rows, self.weight).flatten(0, 2)
         assert self.bias is not None
         out = F.conv2d(x, weight, self.bias.repeat(4), padding=1).permute(0, 2, 3, 1)
-        # A border row and column more than the image has: even outputs leave out the last one,
-        # odd ones the first.
-        batch, height, width = out.shape[0], x.shape[2], x.shape[3]
-        parities = out.unflatten(3, (2, 2, self.out_channels))
+        return _Interleave.apply(out).permute(0, 3, 1, 2)
+
+
+class _Interleave(torch.autograd.Function):
+    """[B, H + 1, W + 1, 4 C], parities side by side -> [B, 2 H, 2 W, C].
+
+    There is a border row and column more than the image has: even outputs leave out the last one,
+    odd ones the first. Its gradient is written in one pass, not summed over four.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, windows: Tensor) -> Tensor:
+        batch, rows, columns, channels = windows.shape
+        height, width = rows - 1, columns - 1
+        parities = windows.unflatten(3, (2, 2, channels // 4))
         lines = [
             torch.stack([parities[:, p : p + height, q : q + width, p, q] for q in (0, 1)], dim=3)
             for p in (0, 1)
         ]
-        return torch.stack(lines, dim=2).view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+        return torch.stack(lines, dim=2).view(batch, 2 * height, 2 * width, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        batch, rows, columns, channels = gradient.shape
+        height, width = rows // 2, columns // 2
+        windows = gradient.new_zeros(batch, height + 1, width + 1, 2, 2, channels)
+        for p in (0, 1):
+            for q in (0, 1):
+                windows[:, p : p + height, q : q + width, p, q] = gradient[:, p::2, q::2]
+        return windows.flatten(3)
 
 
 class Generator(nn.Module):
