@@ -262,7 +262,7 @@ CASES = {
         "None of the 10 images can be read", "data.corrupt=skip", of=PICTURES,
         files=then(pictures(), *(text(f"pictures/test/{name}/1.png") for name in "abcdefghij")),
     ),
-    "what to do with those": case("data.corrupt must be stop or skip, not", "data.corrupt=mend", of=PICTURES),
+    "what to do with those": case("corrupt must be stop or skip", "data.corrupt=mend", of=PICTURES),
     "crop of nothing": case(r"data\.crop is a share between 0 and 1", "data.crop=0", of=PICTURES),
     "negative workers": case(r"data\.workers must not be neg", "data.workers=-1", of=PICTURES),
     "four channels": case("with C = 1 or 3", "data.image_shape=[4,16,16]", of=PICTURES),
