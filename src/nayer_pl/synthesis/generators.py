@@ -59,8 +59,10 @@ class _Interleave(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         batch, rows, columns, channels = gradient.shape
         height, width = rows // 2, columns // 2
-        windows = gradient.new_zeros(batch, height + 1, width + 1, 2, 2, channels)
+        windows = gradient.new_empty(batch, height + 1, width + 1, 2, 2, channels)
         for p in (0, 1):
+            unused = (1 - p) * height, (1 - p) * width
+            windows[:, unused[0], :, p], windows[:, :, unused[1], :, p] = 0, 0
             for q in (0, 1):
                 windows[:, p : p + height, q : q + width, p, q] = gradient[:, p::2, q::2]
         return windows.flatten(3)
