@@ -1,5 +1,6 @@
 """Train a student without data, or a teacher with it: python train.py --help."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -36,7 +37,11 @@ def main(cfg: DictConfig) -> float | None:
             print(f"\n{sentence}", file=sys.stderr)
             raise CompactHydraException(sentence) from error
         sys.exit(f"\nerror: {error}")
-    except Terminated:
+    except Terminated as end:
+        if end.at_once:  # W&B would go on uploading
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.STATUS)
         raise
     except SystemExit as exit:  # how Lightning answers Ctrl-C; it ends a sweep as well
         raise KeyboardInterrupt from exit

@@ -1,6 +1,7 @@
 """Does speed cost accuracy? The same seeds in plain float32, as shipped, and in bfloat16.
 
-python benchmarks/parity.py [--experiment digits] [--seeds 0 1 2] [--out DIR] [override ...]
+python benchmarks/parity.py [--experiment digits] [--seeds 0 1 2] [--ways plain ...] [--out DIR]
+    [-- override ...]
 
 - plain: float32, and instead of every fast form of ours the one that it stands for.
 - fast: float32, as shipped.
@@ -46,7 +47,7 @@ def plain_forms() -> Iterator[None]:
     with (
         patch.object(UpsampledConv, "forward", upsampled),
         patch.object(ChannelMoments, "apply", moments),
-        patch("nayer_pl.methods.base.folded", lambda teacher, _: teacher),
+        patch("nayer_pl.methods.base.folded", lambda teacher, *_: teacher),
     ):
         yield
 
@@ -110,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--experiment", default="digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=PRECISION, default=list(PRECISION))
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
@@ -120,7 +122,7 @@ def main() -> None:
                 student(arguments.experiment, way, seed, out, arguments.overrides)
                 for seed in arguments.seeds
             ]
-            for way in PRECISION
+            for way in arguments.ways
         }
     emulated = "" if NATIVE else " (rounding emulated)"
     print(f"\n{machine()}{emulated}\n\n| | student, % | agreement, % | label seen, % |")

@@ -483,6 +483,24 @@ CASES = {
     "no features": case("noisy_features must be at least 1", "model.noisy_features=0"),
     "negative labels": case("labels_per_layer must be at least 1", "model.labels_per_layer=-1"),
     "an average of two": case("bn_momentum must be at least 0 and", "model.bn_momentum=2"),
+    "a step backwards": case(
+        r"model\.learning_rate must be above 0, not -1", "model.learning_rate=-1"
+    ),
+    "no temperature": case(r"model\.temperature must be above 0", "model.temperature=0"),
+    "too much momentum": case(r"model\.momentum must be at least 0 and", "model.momentum=1"),
+    "no step of the generator": case(
+        r"model\.generator_steps must be at least 1", "model.generator_steps=0"
+    ),
+    "a generator that does not learn": case(
+        r"model\.generator_lr must be above 0", "model.generator_lr=0"
+    ),
+    "a generator that never lives": case(
+        r"model\.generator_life must be at least 1", "model.generator_life=0"
+    ),
+    "a negative seed": case("seed must be from 0 to", "seed=-1"),
+    "logs at no step": case(
+        r"trainer\.log_every_n_steps must be at least 1", "trainer.log_every_n_steps=0"
+    ),
     "no channel": case("generator's width must be at least 1", "model.generator.width=0"),
     # Training a teacher
     "a teacher of no epochs": case(r"plan\.epochs must be at least 1", "plan.epochs=0", of=TEACH),
@@ -517,6 +535,7 @@ CASES = {
     "run where another was": case(
         "already holds a run; .* resume=auto", files=then(folder("run"), text("run/config.yaml"))
     ),
+    "run where a bank is": case("already holds a run; .* resume=auto", files=folder("run/bank")),
     "student over another": case(
         "'teacher.safetensors' exists and would be replaced", "export.path=teacher.safetensors"
     ),
@@ -541,6 +560,10 @@ CASES = {
     "no checkpoint is whole": case(
         r"No checkpoint in 'run/checkpoints' is intact; start a new run", "resume=auto",
         files=then(checkpoint(), cut(LAST)),
+    ),
+    "settings that cannot be read": case(
+        "'.*config.yaml' is damaged", CKPT,
+        files=then(checkpoint(), text("run/config.yaml", "a: [")),
     ),
     "another run's directory": case(
         "was started with other settings: .*type the same again", CKPT,
@@ -640,6 +663,14 @@ def test_a_finished_run_is_left_as_it_is(config, tmp_path, caplog):
         assert train(config("resume=auto", *DISTIL)) == ({"student_accuracy": 0.5}, {})
     assert "holds a finished run; there is nothing to go on with" in caplog.text
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["summary.json"]
+
+
+def test_a_finished_run_of_other_settings_is_not_passed_off_as_this_one(config, tmp_path):
+    folder("run")()
+    text("run/summary.json", "{}")()
+    text("run/config.yaml", "seed: 7\n")()
+    with pytest.raises(InputError, match="was started with other settings"):
+        train(config("resume=auto", *DISTIL))
 
 
 # Mistakes that Hydra finds, before a configuration is there

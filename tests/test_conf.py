@@ -21,6 +21,13 @@ def own(group: str) -> list[str]:
     return [name for name in options(group) if name not in OUTSIDE]
 
 
+def test_metrics_survive_a_full_disk(config):
+    """And the loggers of every choice are ours."""
+    for choice in ("csv", "default"):
+        logger = config(f"logger={choice}").logger.csv
+        assert logger._target_ == "nayer_pl.metrics_file.MetricsFile"
+
+
 def test_every_group_of_the_defaults_has_options():
     for group in ("model", "data", "teacher", "student", "text_encoder", "trainer", "logger"):
         assert options(group), group

@@ -143,8 +143,12 @@ def test_a_server_that_is_gone_when_the_run_begins_means_offline_with_a_warning(
 
 
 def test_a_run_that_goes_on_keeps_the_id_of_the_newest_record(start, tmp_path):
-    for name in ("run-20260102_030405-old", "offline-run-20260102_030406-new", "latest-run"):
+    # As W&B names them; the last two began in the same second.
+    of = {"run-20260102_030405-old": "old", "latest-run": "old"}
+    of |= {f"offline-run-20260102_030406-new{again}": "new" for again in ("", "-1")}
+    for name, run_id in of.items():
         (tmp_path / "wandb" / name).mkdir(parents=True)
+        (tmp_path / "wandb" / name / f"run-{run_id}.wandb").touch()
     assert "id" not in start(tmp_path, mode="online").options
     options = start(tmp_path, mode="online", again=True).options
     assert (options["id"], options["resume"]) == ("new", "allow")

@@ -21,8 +21,11 @@ def require(condition: bool, name: str, wanted: str, value: object) -> None:
 class Terminated(SystemExit):
     """The process was told to end (SIGTERM), and what it did is saved; its exit status is 143."""
 
+    STATUS = 128 + 15
+    at_once = False  # whether something would still wait when the interpreter ends
+
     def __init__(self) -> None:
-        super().__init__(128 + 15)
+        super().__init__(self.STATUS)
 
 
 class DivergenceError(NayerError, ArithmeticError):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +14,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 log = logging.getLogger(__name__)
 
 PATIENCE = 300.0  # seconds that the end of a run waits for an upload; `wandb sync` does the rest
+AFTER_SIGTERM = 8.0  # likewise; SLURM gives 30 in all, of which a round may take half
 
 
 class Charts(WandbLogger):
     """Lightning's WandbLogger; if Weights & Biases fails on the way, the run goes on without it."""
 
     lost = False
+    uploading = False  # whether its end was not waited for: the process must not, either
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         """As in the base class, if that works."""
@@ -36,8 +39,19 @@ class Charts(WandbLogger):
         """What stands in the table of runs."""
         self.attempt(lambda: self.experiment.summary.update(summary))
 
-    def finish(self) -> None:
-        """End the W&B run, which sends what it still has."""
+    def finish(self, patience: float | None = None) -> None:
+        """End the W&B run, which sends what it still has; wait for it so long."""
+        if patience is None:
+            self._finish()
+            return
+        end = threading.Thread(target=self._finish, daemon=True)
+        end.start()
+        end.join(patience)
+        self.uploading = end.is_alive()
+        if self.uploading:
+            log.warning("Weights & Biases has not got everything: wandb sync sends the rest.")
+
+    def _finish(self) -> None:
         if not self.lost:
             self.attempt(self.experiment.finish)
         else:
@@ -125,16 +139,22 @@ def _mode_by_login(wandb: Any) -> str:
 
 def recorded_id(save_dir: str | Path) -> str | None:
     """The id of the last W&B run in `save_dir`; None if there is none."""
-    folders = (Path(save_dir) / "wandb").glob("*run-*-*")
-    last = max(folders, key=lambda folder: folder.name.partition("run-")[2], default=None)
-    return None if last is None else last.name.rpartition("-")[2]
+    # Not from the folders' own names: of two in the same second, the second one's is longer.
+    files = (Path(save_dir) / "wandb").glob("*run-*-*/run-*.wandb")
+    last = max(files, key=lambda file: file.parent.name.partition("run-")[2], default=None)
+    return None if last is None else last.stem.removeprefix("run-")
 
 
-def close(loggers: Iterable[Logger]) -> None:
-    """End the W&B run, so that the next one in this process is a run of its own."""
+def close(loggers: Iterable[Logger], patience: float | None = None) -> None:
+    """End the W&B run, so that the next one in this process is a run of its own.
+
+    Args:
+        loggers: of the run.
+        patience: seconds; None for W&B's own.
+    """
     for logger in loggers:
         if isinstance(logger, Charts):
-            logger.finish()
+            logger.finish(patience)
 
 
 def sync_command(logger: Charts) -> str | None:
@@ -143,6 +163,6 @@ def sync_command(logger: Charts) -> str | None:
     if not getattr(run, "offline", False) or getattr(run, "disabled", False):
         return None
     folder = Path(run.dir).parent
-    if len(list(folder.parent.glob(f"*-{run.id}"))) > 1:  # the run was resumed
-        folder = folder.with_name(f"offline-run-*-{run.id}")
+    if len(list(folder.parent.glob(f"*-{run.id}*"))) > 1:  # the run was resumed
+        folder = folder.with_name(f"offline-run-*-{run.id}*")
     return f"wandb sync {os.path.relpath(folder)}"

@@ -148,7 +148,13 @@ def check_same_run(cfg: DictConfig) -> None:
     file = Path(cfg.run_dir) / "config.yaml"
     if not file.exists():
         return
-    then = dict(_flat(OmegaConf.to_container(OmegaConf.load(file))))
+    try:
+        then = dict(_flat(OmegaConf.to_container(OmegaConf.load(file))))
+    except Exception as error:  # of YAML, of UTF-8, of OmegaConf
+        raise InputError(
+            f"'{file}' is damaged ({str(error).partition(chr(10))[0]}); delete it: the checkpoints "
+            "know themselves what else they are of."
+        ) from error
     now = dict(_flat(OmegaConf.to_container(cfg, resolve=True)))
     changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
     if changed:

@@ -18,9 +18,9 @@ from nayer_pl import resume
 from nayer_pl.build import build
 from nayer_pl.callbacks.timer import PhaseTimer
 from nayer_pl.console import unbroken_console
-from nayer_pl.errors import InputError, Terminated
+from nayer_pl.errors import InputError, Terminated, require
 from nayer_pl.files import cannot_write, write_durably
-from nayer_pl.loggers import Charts, close, sync_command
+from nayer_pl.loggers import AFTER_SIGTERM, Charts, close, sync_command
 from nayer_pl.machine import circumstances
 from nayer_pl.run_dir import prepare_run_dir
 from nayer_pl.summary import print_summary, write_summary
@@ -50,6 +50,8 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     summary = resume.finished(cfg.run_dir) if cfg.resume or cfg.ckpt_path else None
     if summary is not None:
+        name_classes(cfg)
+        resume.check_same_run(cfg)
         log.info("'%s' holds a finished run; there is nothing to go on with.", cfg.run_dir)
         return summary, {}
     checkpoint = resume.find_checkpoint(cfg.run_dir, cfg.resume, cfg.ckpt_path)
@@ -58,7 +60,12 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     if checkpoint is not None:
         resume.check_same_run(cfg)
         log.info("Going on from '%s'.", checkpoint)
+    elif cfg.resume:
+        log.info("There is no checkpoint in '%s' yet: a new run begins.", cfg.run_dir)
     datamodule = build(cfg.datamodule)  # first: a plan that cannot work is refused before any work
+    require(0 <= cfg.seed < 2**32, "seed", "from 0 to 4294967295", cfg.seed)
+    every = cfg.trainer.log_every_n_steps
+    require(every >= 1, "trainer.log_every_n_steps", "at least 1", every)
     seconds_teacher = train_missing_teacher(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     method = build(cfg.model)
@@ -85,8 +92,14 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         }
         finish(Path(cfg.run_dir), summary, loggers, Path(cfg.export.path))
         trainer.strategy.barrier("finished")  # the files are there, for every rank
-    finally:
+    except Terminated as end:
+        close(loggers, AFTER_SIGTERM)
+        end.at_once = any(isinstance(each, Charts) and each.uploading for each in loggers)
+        raise
+    except BaseException:
         close(loggers)
+        raise
+    close(loggers)
     return summary, {"trainer": trainer, "method": method, "datamodule": datamodule}
 
 

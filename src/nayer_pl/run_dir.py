@@ -37,7 +37,8 @@ def prepare_run_dir(path: str, again: bool = False) -> None:
             f"The disk of '{run_dir}' has {free / 1e6:.0f} MB left and a run needs at least "
             f"{SPACE_NEEDED / 1e6:.0f} MB; make room, or choose another with run_dir=PATH."
         )
-    if (run_dir / "config.yaml").exists() and not again:
+    traces = ("config.yaml", "checkpoints", "bank")
+    if not again and any((run_dir / name).exists() for name in traces):
         raise InputError(
             f"'{run_dir}' already holds a run; go on with it with resume=auto, choose another "
             "directory with run_dir=PATH, or delete that one."

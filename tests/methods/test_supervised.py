@@ -3,6 +3,7 @@ import torch
 from lightning import Trainer
 
 from nayer_pl import Classifier, DivergenceError, RealDataModule, Supervised
+from nayer_pl.callbacks import Checkpoints
 from nayer_pl.data import ImageSet
 
 
@@ -56,3 +57,21 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     torch.nn.init.constant_(method.network.network.head.weight, torch.nan)
     with pytest.raises(DivergenceError, match="training loss became nan"):
         fit(method)
+
+
+def test_a_bad_number_reaches_neither_the_network_nor_a_checkpoint(tiny_classifier, fit, tmp_path):
+    class Source:
+        def load(self, split):
+            return ImageSet(torch.zeros(24, 1, 8, 8, dtype=torch.uint8), torch.arange(24) % 3)
+
+    method = Supervised(tiny_classifier(), learning_rate=1e30)
+    data = RealDataModule(Source(), 8, epochs=2, num_classes=3)
+    saver = Checkpoints(tmp_path, minutes=0)
+    with pytest.raises(DivergenceError, match=r"training loss became (nan|inf) at step 2, which"):
+        fit(method, data, callbacks=[saver], enable_checkpointing=True)
+    for state in (
+        method.network.state_dict(),
+        torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"],
+    ):
+        parameters = {k: v for k, v in state.items() if not k.rpartition(".")[2].startswith("run")}
+        assert all(value.isfinite().all() for value in parameters.values())

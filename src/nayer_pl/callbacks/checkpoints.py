@@ -54,9 +54,11 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and listen to SIGTERM until the trainer takes its handlers back."""
         self._saved = time.monotonic()
-        self.told_to_end = trainer.received_sigterm
+        self.told_to_end = False
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._note)
+        if trainer.received_sigterm:  # meanwhile, by Lightning's handler
+            self._note()
 
     def on_train_batch_start(self, *_: Any) -> None:
         """See how long an item takes."""

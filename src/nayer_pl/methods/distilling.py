@@ -10,7 +10,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchmetrics import MeanMetric
 
-from nayer_pl.errors import DivergenceError
+from nayer_pl.errors import DivergenceError, require
 from nayer_pl.memory.plan import DistillationBatch
 from nayer_pl.methods.divergence import StudentWatch, gradient_norm
 from nayer_pl.methods.judging import Judging
@@ -33,6 +33,12 @@ class Distilling(Judging, DistillationState):
         weight_decay: float,
     ) -> None:
         super().__init__()
+        require(temperature > 0, "model.temperature", "above 0", temperature)
+        require(learning_rate > 0, "model.learning_rate", "above 0", learning_rate)
+        lowest = min_learning_rate
+        require(lowest >= 0, "model.min_learning_rate", "at least 0", lowest)
+        require(0 <= momentum < 1, "model.momentum", "at least 0 and below 1", momentum)
+        require(weight_decay >= 0, "model.weight_decay", "at least 0", weight_decay)
         self.automatic_optimization = False
         self.temperature = temperature
         self.learning_rate, self.min_learning_rate = learning_rate, min_learning_rate
@@ -107,6 +113,11 @@ class Distilling(Judging, DistillationState):
         self.show({"kd": value})
         learning_rate = float(self.all_optimizers()[0].param_groups[0]["lr"])
         self.record({"distillation/loss": value, "distillation/learning_rate": learning_rate})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save nothing after a step that was not finite."""
+        self._watch.check()
+        super().on_save_checkpoint(checkpoint)
 
     @property
     def scales_losses(self) -> bool:

@@ -41,11 +41,16 @@ class StudentWatch:
 
     On a CPU the run stops at once. On a GPU asking would wait for it at every step, so the (fused)
     optimizer leaves such a step out, as loss scaling makes it do, and `check` tells later.
+
+    Args:
+        loss: what it is called.
+        step: what a step is called.
     """
 
     WAITS_FOR_NOTHING = ("cpu",)  # devices
 
-    def __init__(self) -> None:
+    def __init__(self, loss: str = "distillation loss", step: str = "student update") -> None:
+        self.loss, self.step = loss, step
         self._first_bad: Tensor | None = None  # a student update; 0 for none
         self._values: Tensor | None = None  # its loss and the norm of its gradient
 
@@ -83,10 +88,11 @@ class StudentWatch:
         if self._first_bad is None or self._values is None or not int(self._first_bad):
             return
         loss, norm = self._values.tolist()
-        what = f"distillation loss became {loss}"
+        what = f"{self.loss} became {loss}"
         if math.isfinite(loss):
-            what = f"gradient of the distillation loss became {norm}"
+            what = f"gradient of the {self.loss} became {norm}"
         raise DivergenceError(
-            f"The {what} at student update {int(self._first_bad)}, which was not made; the last "
-            "checkpoint is from before that. Lower model.learning_rate."
+            f"The {what} at {self.step} {int(self._first_bad)}, which was not made; the run's "
+            "checkpoints, if there are any yet, are from before that. Start a new run with a lower "
+            "model.learning_rate."
         )

@@ -70,8 +70,7 @@ class KnowledgeDistillation(Judging, Supervised):
         with torch.no_grad():
             answers = self.ask_teacher(images)
         loss = distillation_loss(self.student(images), answers, self.temperature)
-        self.train_loss.update(loss.detach())
-        return loss
+        return self.watched(loss)
 
     def ask_teacher(self, images: Tensor) -> Tensor:
         """The teacher's logits; while a trainer runs, from its folded copy."""

@@ -1,20 +1,20 @@
 """Ordinary training on real images: how a teacher comes to be."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
 
 from nayer_pl import ranks
 from nayer_pl.checkpoint import Resumable, described, load_metric, metric_state
 from nayer_pl.data.datamodule import RealDataModule
-from nayer_pl.errors import DivergenceError, InputError, require
+from nayer_pl.errors import InputError, require
+from nayer_pl.methods.divergence import StudentWatch, gradient_norm
 from nayer_pl.networks.classifier import Classifier
 
 
@@ -49,7 +49,8 @@ class Supervised(Resumable):
         self.learning_rate, self.momentum = learning_rate, momentum
         self.weight_decay, self.label_smoothing = weight_decay, label_smoothing
         self.accuracy = MeanMetric()
-        self.train_loss = MeanMetric(nan_strategy="disable")  # NaN must show, and stop the run
+        self.train_loss = MeanMetric(nan_strategy="disable")  # NaN must show
+        self._watch, self._loss = StudentWatch("training loss", "step"), torch.zeros(())
 
     def setup(self, stage: str) -> None:
         """Choose the faster layout for convolutions."""
@@ -76,8 +77,24 @@ class Supervised(Resumable):
         """One step of SGD on images [B, C, H, W] in [0, 1] and labels [B]."""
         images, labels = batch
         loss = F.cross_entropy(self.network(images), labels, label_smoothing=self.label_smoothing)
-        self.train_loss.update(loss.detach())
+        return self.watched(loss)
+
+    def watched(self, loss: Tensor) -> Tensor:
+        """The loss of this step, which is looked at before the network learns from it."""
+        self._loss = loss.detach()
+        self.train_loss.update(self._loss)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Keep a loss or gradient that is not finite away from the network."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # it looks itself
+            norm = gradient_norm(self.network.parameters())
+            self._watch.before_step(optimizer, self._loss, norm, self.trainer.global_step + 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save nothing after a step that was not finite."""
+        self._watch.check()
+        super().on_save_checkpoint(checkpoint)
 
     def on_validation_start(self) -> None:
         """Judge the network that all ranks have in common, which is the one that is exported."""
@@ -94,14 +111,10 @@ class Supervised(Resumable):
         self.accuracy.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss; stop if it is not a number."""
+        """Log the mean loss."""
         loss = float(self.train_loss.compute())
         self.train_loss.reset()
-        if not math.isfinite(loss):
-            raise DivergenceError(
-                f"The training loss became {loss} in epoch {self.current_epoch}; lower "
-                "model.learning_rate."
-            )
+        self._watch.check()
         self.log("train/loss", loss, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
@@ -112,6 +125,7 @@ class Supervised(Resumable):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             nesterov=self.momentum > 0,
+            fused=True,  # it can leave a step out
         )
         # Estimating opens the first epoch's batches for good; a saved schedule knows its length.
         steps = 1 if self.resumed else int(self.trainer.estimated_stepping_batches)
