@@ -1,4 +1,4 @@
-"""The memory bank against a folder of PNG files: batches, rounds, and what growing costs.
+"""The memory bank against a folder of PNG files: batches, rounds, checkpoints; what growing costs.
 
 python benchmarks/bank.py [--json FILE]
 
@@ -17,6 +17,7 @@ from functools import partial
 from multiprocessing import get_all_start_methods, get_context, set_start_method
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from published import PngBank
 from torch import Tensor
 
 from nayer_pl import Augmentation, MemoryBank
+from nayer_pl.memory.segments import Segments
 
 SHAPE, BATCH, ROUND = (3, 32, 32), 128, 400
 SIZES = (4_000, 40_000, 320_000)
@@ -52,9 +54,10 @@ def batch_of(bank: MemoryBank, rng: torch.Generator) -> Tensor:
     return images.to(torch.float32).div_(255)
 
 
-def seconds(work: Callable[[], object], times: int) -> float:
-    """Mean of so many calls in a row, after one to warm up."""
-    work()
+def seconds(work: Callable[[], object], times: int, warm_up: int = 1) -> float:
+    """Mean of so many calls in a row, after one or none to warm up."""
+    for _ in range(warm_up):
+        work()
     started = time.perf_counter()
     for _ in range(times):
         work()
@@ -86,8 +89,32 @@ def measure_png(folder: Path) -> dict[str, float]:
     return {"png_add_ms": add, "png_start_ms": moments[0] - started, "png_batch_ms": batch}
 
 
+def measure_checkpoint(folder: Path, bank: MemoryBank, images: Tensor) -> dict[str, float]:
+    """What the bank's part of checkpoints costs: the first one, the next ones, and going on."""
+    segments, labels = Segments(folder, "bank"), torch.arange(ROUND)
+
+    def save() -> dict[str, Any]:
+        return segments.save(bank)
+
+    first = seconds(save, 1, warm_up=0)
+    more: list[float] = []
+    for _ in range(9):
+        bank.add(images, labels)
+        more.append(seconds(save, 1, warm_up=0))
+    state, again = save(), MemoryBank(bank.capacity, SHAPE)
+    load = seconds(partial(Segments(folder, "bank").load, again, state), 1, warm_up=0)
+    if not again.images.equal(bank.images):
+        raise SystemExit("The bank that came back from its files is another one.")
+    return {
+        "checkpoint_first_seconds": first,
+        "checkpoint_next_ms": 1000 * statistics.median(more),
+        "checkpoint_load_seconds": load,
+        "checkpoint_record_bytes": float(len(json.dumps(state))),
+    }
+
+
 def measure(folder: Path, repetitions: int) -> dict[str, float]:
-    """Median milliseconds by name."""
+    """Median milliseconds by name, and what checkpoints cost."""
     rounds = [smooth_images(ROUND) for _ in range(10)]
     labels, rng = torch.arange(ROUND), torch.Generator().manual_seed(0)
     taken: dict[str, list[float]] = {}
@@ -109,7 +136,8 @@ def measure(folder: Path, repetitions: int) -> dict[str, float]:
             note("add_ms_untouched", seconds(partial(untouched.add, images, labels), 10))
             for name, value in other.submit(measure_png, folder).result().items():
                 note(name, value)
-    return {name: statistics.median(values) for name, values in taken.items()}
+    figures = {name: statistics.median(values) for name, values in taken.items()}
+    return figures | measure_checkpoint(folder / "segments", banks[SIZES[-1]], rounds[0])
 
 
 def main() -> None:
@@ -136,6 +164,13 @@ def main() -> None:
         print(f"| {what} | {ours} | {ratio} | {flat:.2f} |")
     print(f"\nFirst batch from new PNG workers: {ms['png_start_ms']:.0f} ms.")
     print(f"Round added where memory was never touched: {ms['add_ms_untouched']:.2f} ms.")
+    print(
+        f"Checkpoints with {large:,} images: the first writes all of them in "
+        f"{ms['checkpoint_first_seconds']:.1f} s; each with a round more, in "
+        f"{ms['checkpoint_next_ms']:.0f} ms; they name the bank's files in "
+        f"{ms['checkpoint_record_bytes'] / 1000:.1f} kB. All images come back, and are checked, in "
+        f"{ms['checkpoint_load_seconds']:.1f} s."
+    )
     if arguments.json:
         figures = {"machine": machine(), "threads": torch.get_num_threads(), **ratios, **ms}
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")

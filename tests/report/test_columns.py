@@ -15,6 +15,7 @@ def runs(values, key="x"):
 
 COLUMN = Column("x", "x", lambda run: run.summary["x"], scale=100, digits=1)
 COUNT = Column("x", "x", lambda run: run.summary["x"])
+SECONDS = Column("x", "x", lambda run: run.summary["x"], small=1)
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
@@ -37,6 +38,9 @@ def test_mean_and_sample_deviation_are_those_of_the_textbook(values):
         (COUNT, [10, math.inf, 20], "15 ± 7 (2 of 3)"),
         (COUNT, [10, math.inf], "10 (1 of 2)"),
         (COUNT, [math.inf, math.inf], "not reached"),
+        (SECONDS, [0.44, 0.26], "0.3 ± 0.1"),
+        (SECONDS, [4.44, 4.44], "4.4 ± 0.0"),
+        (SECONDS, [13.2, 15.9], "15 ± 2"),
         (COUNT, [None, 10], "10"),
         (COUNT, [None, None], "\N{EN DASH}"),
     ],

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from matplotlib.figure import Figure
 
@@ -41,6 +43,24 @@ def test_panels_hold_these_points_in_percent(axis):
     assert list(line.get_xdata()) == [point.x for point in expected]
     assert list(line.get_ydata()) == pytest.approx([100 * point.accuracy for point in expected])
     assert teacher.get_ydata() == pytest.approx([90, 90])
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "teacher", "limits", "ticks"),
+    [
+        ((0.4, 0.55), 0.758, (37, 78.8), [40, 50, 60, 70]),  # 100 classes: nobody is near 100 %
+        ((0.1, 0.97), 0.996, (7, 100), [20, 40, 60, 80, 90, 95, 98, 99, 100]),
+        ((0.0, 0.3), None, (0, 33), [0, 10, 20, 30]),
+    ],
+)
+def test_the_scale_ends_where_the_best_do(accuracies, teacher, limits, ticks):
+    curve = [(10 * (i + 1), each, 4.0 + i, 30) for i, each in enumerate(accuracies)]
+    one = replace(run(0, curve), summary={"teacher_accuracy": teacher, "seconds_synthesis": 1.0})
+    ax = Figure().subplots()
+    draw_axes(ax, Section("title", [Method("nayer", [one], {})], {}), "seconds")
+    assert ax.get_ylim() == pytest.approx(limits)
+    low, high = limits
+    assert [tick for tick in ax.get_yticks() if low <= tick <= high] == ticks
 
 
 def test_no_two_methods_look_the_same():

@@ -45,18 +45,26 @@ def test_what_cannot_be_reported_is_named(tmp_path, write_run, distilled):
     (foreign / "config.yaml").write_text("optimizer: sgd\n")
     mangled = write_run("jobs/mangled", CURVE, {})
     (mangled / "config.yaml").write_text("a: [\n")
-    runs, left_out = find_runs([tmp_path / "jobs", tmp_path / "nowhere"])
+    write_run("jobs/empty", CURVE, {})
+    long = write_run("jobs/long", CURVE, {})
+    (long / "metrics.csv").write_text("a\n" + "9" * 200_000)
+    (tmp_path / "beside").mkdir()
+    roots = ("jobs", "nowhere", "beside", "jobs/good/summary.json")
+    runs, left_out = find_runs([tmp_path / root for root in roots])
     assert len(runs) == 1
     reasons = why(left_out)
     assert reasons["killed"] == "not finished: 80.0 % after 20 student updates"
     assert reasons["early"] == "not finished, and not evaluated"
     assert reasons["refused"] == "no run in it: it never began"
-    assert reasons["broken"].startswith("cannot be read: ")
-    assert "is not one of nayer_pl" in reasons["listed"]
-    assert "is not one of nayer_pl" in reasons["foreign"]
-    assert reasons["mangled"].startswith("cannot be read: ")
+    assert reasons["broken"].startswith("its summary.json cannot be read: ")
+    assert reasons["listed"] == reasons["empty"] == "its summary.json is not one of nayer_pl"
+    assert reasons["foreign"] == "its config.yaml is not one of nayer_pl"
+    assert reasons["mangled"].startswith("its config.yaml cannot be read: ")
+    assert reasons["long"].startswith("its metrics.csv cannot be read: ")
     assert reasons["nowhere"] == "there is no such directory"
-    assert len(reasons) == 8
+    assert reasons["beside"] == "no runs in it"
+    assert reasons["summary.json"] == "not a directory"
+    assert len(reasons) == 12
 
 
 @pytest.mark.parametrize("missing", ["metrics.csv", "samples.png"])

@@ -1,4 +1,6 @@
-from nayer_pl.report.groups import sections
+from dataclasses import replace
+
+from nayer_pl.report.groups import gaps, sections
 from nayer_pl.report.run import Run
 
 
@@ -31,6 +33,14 @@ def test_variants_of_a_method_are_rows_named_by_what_differs(config):
         "nayer, model.conditioning=onehot": [0],
         "fast": [0],
     }
+
+
+def test_seeds_that_are_missing_or_there_twice_are_named(config):
+    whole = runs_of(config, *({"method": m, "seed": s} for m in ("nayer", "kd") for s in (0, 1, 2)))
+    (section,) = sections(whole)
+    assert gaps(section) == []
+    (section,) = sections([*whole[:4], replace(whole[0], name="again")])
+    assert gaps(section) == ["nayer has more than one run of seed 0", "kd lacks seed 1, 2"]
 
 
 def test_settings_that_change_together_are_named_once(config):

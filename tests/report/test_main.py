@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ def sweep(tmp_path, write_run, distilled):
     for seed, accuracy in enumerate((0.8, 0.7, 0.6)):
         write_run(f"sweep/n{seed}", CURVE, distilled(accuracy), seed=seed)
     write_run("sweep/killed", CURVE, method="fast")
+    write_run("sweep/alone", CURVE, distilled(0.5, machine="an abacus"), method="zskt")
     return tmp_path / "sweep"
 
 
@@ -25,11 +27,11 @@ def test_four_files_say_the_same(sweep, tmp_path, capsys):
         "report.html", "report.json", "report.md", "report.png",
     ]  # fmt: skip
     printed = capsys.readouterr()
-    assert "3 runs" in printed.out
+    assert "4 runs" in printed.out
     assert "killed: not finished: 88.0 % after 20 student updates" in printed.err
 
     plain = json.loads((out / "report.json").read_text())
-    (method,) = plain["sections"][0]["methods"]
+    method, _ = plain["sections"][0]["methods"]
     student = method["figures"]["student_accuracy"]
     assert student == {
         "mean": pytest.approx(0.7), "std": pytest.approx(0.1), "values": [0.8, 0.7, 0.6]
@@ -38,15 +40,18 @@ def test_four_files_say_the_same(sweep, tmp_path, capsys):
         [0.5, 0.88]
     )
     assert method["figures"]["seconds_to_95"]["values"] == [11, 11, 11]
+    assert plain["sections"][0]["gaps"] == ["zskt lacks seed 1, 2"]
     assert plain["left_out"][0]["name"].endswith("killed")
 
     page, table = ((out / f"report.{kind}").read_text() for kind in ("html", "md"))
-    for cell in ("70.0 ± 10.0", "77.8 ± 11.1", "1,200"):
+    for cell in (
+        "70.0 ± 10.0", "77.8 ± 11.1", "1,200", "zskt lacks seed 1, 2", "an abacus"
+    ):  # fmt: skip
         assert cell in page
         assert cell in table
     assert table.startswith("# Mine")
     widths = [line.count("|") for line in table.splitlines() if line.startswith("|")]
-    assert widths == [10] * 3 + [9] * 3
+    assert widths == [10] * 4 + [9] * 4
     with Image.open(out / "report.png") as picture:
         assert picture.width == 1440
 
@@ -59,3 +64,9 @@ def test_no_runs_is_an_error_that_says_what_to_name(arguments, tmp_path, monkeyp
     assert str(exit.value).startswith("error: There is no finished run to report; name ")
     assert ("nowhere: there is no such directory" in str(exit.value)) == bool(arguments)
     assert not (tmp_path / "report").exists()
+
+
+def test_a_project_that_cannot_be_read_is_an_error_and_no_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr("wandb.Api", lambda: SimpleNamespace(runs={}.__getitem__))
+    with pytest.raises(SystemExit, match=r"^error: The runs of 'me/nayer' cannot be read"):
+        main(["--wandb", "me/nayer", "--out", str(tmp_path)])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nayer_pl.report.run import Evaluation, Run, evaluations, with_teachers
+from nayer_pl.report.run import Evaluation, Run, evaluations, is_one_of_ours, with_teachers
 
 ROWS = [  # texts, as they come from a CSV file
     {"student_updates": "60", "val/student_accuracy": "0.5", "time/synthesis": ""},
@@ -47,6 +47,20 @@ def test_time_to_is_that_of_the_first_evaluation_at_or_above(percents, wanted):
     measured = run(curve, {"teacher_accuracy": 1.0}).seconds_to(wanted / 100)
     times = [seconds for accuracy, seconds in curve if accuracy >= wanted / 100]
     assert measured == (min(times) if times else math.inf)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"seed": "abc"}, {"seed": None}, {"data": "cifar10"}, {"data": {}}, {"teacher": "resnet"},
+        {"student": {"architecture": "resnet"}}, {"trainer": [1]},
+    ],
+)  # fmt: skip
+def test_configurations_of_other_projects_are_known_by_their_form(config, odd):
+    assert is_one_of_ours(config())
+    assert is_one_of_ours({**config(), "teacher": None})  # model=scratch has none
+    assert not is_one_of_ours({**config(), **odd})
+    assert not is_one_of_ours([config()])
 
 
 def test_time_to_is_unknown_without_times_or_teacher():

@@ -15,7 +15,7 @@ from nayer_pl.files import cannot_write, write_durably
 from nayer_pl.report import curves, pictures
 from nayer_pl.report.columns import figures
 from nayer_pl.report.find import find_runs
-from nayer_pl.report.groups import Section, sections
+from nayer_pl.report.groups import Section, gaps, sections
 from nayer_pl.report.online import fetch_runs
 from nayer_pl.report.page import page
 from nayer_pl.report.run import LeftOut, Run
@@ -34,16 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="Data-free distillation")
     given = parser.parse_args(arguments)
     runs, left_out = find_runs(given.run_dirs)
-    if given.wandb:
-        fetched, others = fetch_runs(given.wandb)
-        runs, left_out = runs + fetched, left_out + others
     try:
+        if given.wandb:
+            fetched, others = fetch_runs(given.wandb)
+            runs, left_out = runs + fetched, left_out + others
         write_report(Path(given.out), given.title, runs, left_out)
     except NayerError as error:
         sys.exit(f"error: {error}")
     for each in left_out:
         print(f"not in the tables: {each.name}: {each.why}", file=sys.stderr)
-    print(f"{len(runs)} runs: {Path(given.out) / 'report.html'}")
+    number = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    print(f"{number}: {Path(given.out) / 'report.html'}")
 
 
 def write_report(
@@ -87,6 +88,7 @@ def _plain(title: str, found: Sequence[Section], left_out: Sequence[LeftOut]) ->
             {
                 "title": section.title,
                 "shared": section.shared,
+                "gaps": gaps(section),
                 "methods": [
                     {
                         "label": method.label,

@@ -27,13 +27,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Column:
-    """A number of a run: what it is called, how it is scaled and rounded."""
+    """A number of a run: what it is called, how it is scaled and rounded.
+
+    `small` is how many digits it has below ten, where a whole number would say too little.
+    """
 
     key: str
     title: str
     of: Callable[[Run], float | None]
     scale: float = 1.0
     digits: int = 0
+    small: int = 0
 
     def spread(self, runs: Sequence[Run]) -> Spread:
         """Over these runs, not scaled."""
@@ -51,15 +55,13 @@ class Column:
         spread = self.spread(runs)
         if spread.mean is None:
             return "not reached" if spread.never else UNKNOWN
-        text = self._rounded(spread.mean)
-        if spread.deviation is not None and (self.digits or spread.deviation):
-            text += f" ± {self._rounded(spread.deviation)}"
+        digits = self.digits if spread.mean * self.scale >= 10 else max(self.digits, self.small)
+        text = f"{spread.mean * self.scale:,.{digits}f}"
+        if spread.deviation is not None and (digits or spread.deviation):
+            text += f" ± {spread.deviation * self.scale:,.{digits}f}"
         if spread.never:
             text += f" ({spread.count} of {spread.count + spread.never})"
         return text
-
-    def _rounded(self, value: float) -> str:
-        return f"{value * self.scale:,.{self.digits}f}"
 
 
 def _time_to(share: float) -> Column:
@@ -67,11 +69,12 @@ def _time_to(share: float) -> Column:
         f"seconds_to_{100 * share:.0f}",
         f"s to {100 * share:.0f} % of teacher",
         lambda run: run.seconds_to(share),
+        small=1,
     )
 
 
-def _plain(key: str, title: str, scale: float = 1.0, digits: int = 0) -> Column:
-    return Column(key, title, lambda run: run.number(key), scale, digits)
+def _plain(key: str, title: str, scale: float = 1.0, digits: int = 0, small: int = 0) -> Column:
+    return Column(key, title, lambda run: run.number(key), scale, digits, small)
 
 
 QUALITY = (
@@ -82,13 +85,14 @@ QUALITY = (
     _plain("teacher_accuracy", "teacher, %", 100, 1),
 )
 COST = (
-    _plain("seconds_synthesis", "synthesis, s"),
+    _plain("seconds_synthesis", "synthesis, s", small=1),
     Column(
         "seconds_student",
         "student, s",
         lambda run: run.number("seconds_distillation", "seconds_training"),
+        small=1,
     ),
-    Column("seconds", "both, s", lambda run: run.seconds),
+    Column("seconds", "both, s", lambda run: run.seconds, small=1),
     _plain("synthesis_steps", "synthesis steps"),
     Column("student_updates", "student updates", lambda run: run.student_updates),
     _plain("images_banked", "images made"),

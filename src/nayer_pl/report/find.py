@@ -4,13 +4,13 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nayer_pl.report.run import LeftOut, Run, evaluations
+from nayer_pl.report.run import LeftOut, Run, evaluations, is_one_of_ours
 
 CONFIG, SUMMARY, METRICS, PICTURE = "config.yaml", "summary.json", "metrics.csv", "samples.png"
 TEACHER = "teacher"  # in a run's directory: how its teacher was trained, if it was
@@ -25,7 +25,9 @@ def find_runs(roots: Sequence[str | Path]) -> tuple[list[Run], list[LeftOut]]:
     runs: dict[Path, Run] = {}
     left_out: dict[Path, LeftOut] = {}
     for root in map(Path, roots):
-        folders = list(_candidates(root)) or [root]
+        folders = list(_candidates(root))
+        if not folders:
+            left_out[root.resolve()] = LeftOut(root.as_posix(), _nothing(root))
         for folder in folders:
             found = read_run(folder)
             if isinstance(found, Run):
@@ -63,24 +65,26 @@ def _directories(folder: Path) -> list[Path]:
 
 def read_run(folder: Path) -> Run | LeftOut:
     """The run in this directory, or why there is none to report."""
-    name = folder.as_posix()
+    name, reading = folder.as_posix(), CONFIG
     if not (folder / CONFIG).is_file():
-        there = "no run in it: it never began" if folder.is_dir() else "there is no such directory"
-        return LeftOut(name, there)
+        return LeftOut(name, "no run in it: it never began")
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-        config["model_name"], config["seed"], config["data"]["name"]
-        history = _rows(folder / METRICS)
-        measured = evaluations(history)
+        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        if not is_one_of_ours(config):
+            return LeftOut(name, f"its {CONFIG} is not one of nayer_pl")
+        reading = METRICS
+        measured = evaluations(_rows(folder / METRICS))
         if not (folder / SUMMARY).is_file():
             return LeftOut(name, _how_far(measured))
+        reading = SUMMARY
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        if not summary or not isinstance(summary, dict):
+            return LeftOut(name, f"its {SUMMARY} is not one of nayer_pl")
+        reading = PICTURE
         picture = (folder / PICTURE).read_bytes() if (folder / PICTURE).is_file() else None
-        return Run(name, config, dict(summary), measured, picture)
-    except (KeyError, TypeError):
-        return LeftOut(name, f"its {CONFIG} or {SUMMARY} is not one of nayer_pl")
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        return LeftOut(name, f"cannot be read: {' '.join(str(error).split())}")
+        return Run(name, cast(dict[str, Any], config), summary, measured, picture)
+    except (OSError, ValueError, csv.Error, YAMLError, OmegaConfBaseException) as error:
+        return LeftOut(name, f"its {reading} cannot be read: {' '.join(str(error).split())}")
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -88,6 +92,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return []
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _nothing(root: Path) -> str:
+    if root.is_dir():
+        return "no runs in it"
+    return "not a directory" if root.exists() else "there is no such directory"
 
 
 def _how_far(measured: tuple[Any, ...]) -> str:

@@ -75,6 +75,20 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     return [_section(name, together[name]) for name in sorted(together)]
 
 
+def gaps(section: Section) -> list[str]:
+    """What is uneven about the seeds: means over other seeds, or over one twice, mislead."""
+    every = sorted({run.seed for run in section.runs})
+    found = []
+    for method in section.methods:
+        missing = [str(seed) for seed in every if seed not in method.seeds]
+        twice = [str(seed) for seed in every if method.seeds.count(seed) > 1]
+        if missing:
+            found.append(f"{method.label} lacks seed {', '.join(missing)}")
+        if twice:
+            found.append(f"{method.label} has more than one run of seed {', '.join(twice)}")
+    return found
+
+
 def _section(name: str, runs: Sequence[Run]) -> Section:
     settings = {run.name: settings_of(run.config) for run in runs}
     shared = _shared(list(settings.values()))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nayer_pl.errors import InputError
-from nayer_pl.report.run import LeftOut, Run, evaluations
+from nayer_pl.report.run import LeftOut, Run, evaluations, is_one_of_ours
 
 PICTURES = "bank/samples"
 
@@ -35,7 +35,7 @@ def fetch_runs(project: str) -> tuple[list[Run], list[LeftOut]]:
 
 def _read(run: Any) -> Run | LeftOut:
     name, config = "/".join(run.path), dict(run.config)
-    if not {"model_name", "seed", "data"} <= config.keys():
+    if not is_one_of_ours(config):
         return LeftOut(name, "not a run of nayer_pl")
     if run.state != "finished":
         return LeftOut(name, f"not finished: it is {run.state}")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from nayer_pl.report import curves, pictures
 from nayer_pl.report.columns import COST, NOTES, QUALITY
-from nayer_pl.report.groups import Section
+from nayer_pl.report.groups import Section, gaps
 from nayer_pl.report.run import LeftOut
 
 WIDTH = 400  # pixels of a grid of samples
@@ -43,6 +43,7 @@ def _content(section: Section) -> dict[str, Any]:
     panels = [pictures.panel(section, axis) for axis in curves.AXES]
     return {
         "section": section,
+        "gaps": gaps(section),
         "panels": [Markup(panel) for panel in panels if panel],
         "legend": [
             (method.name, Markup(pictures.swatch(style)))

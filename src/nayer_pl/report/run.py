@@ -109,6 +109,18 @@ class Run:
         return math.inf
 
 
+def is_one_of_ours(config: Any) -> bool:
+    """Whether this configuration has what a report reads of one, in the form that it has here."""
+    if not isinstance(config, Mapping) or not {"model_name", "seed", "data"} <= config.keys():
+        return False
+    networks = [config.get(part) or {} for part in ("teacher", "student")]
+    nodes = [config["data"], config.get("trainer") or {}, *networks]
+    if not all(isinstance(node, Mapping) for node in nodes) or "name" not in config["data"]:
+        return False
+    architectures = [network.get("architecture") or {} for network in networks]
+    return isinstance(config["seed"], int) and all(isinstance(a, Mapping) for a in architectures)
+
+
 def evaluations(rows: Iterable[Row]) -> tuple[Evaluation, ...]:
     """Join what was measured with what it had cost, by student updates.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nayer_pl.report.columns import COST, NOTES, QUALITY, Column
-from nayer_pl.report.groups import Section
+from nayer_pl.report.groups import Section, gaps
 from nayer_pl.report.run import LeftOut
 
 
@@ -16,6 +16,11 @@ def markdown(
         parts.append(f"## {section.title}")
         seeds = [", ".join(map(str, method.seeds)) for method in section.methods]
         parts += [_table(section, QUALITY, {"seeds": seeds}), _table(section, COST, {})]
+        uneven, machines = gaps(section), section.said_by_all("machine")
+        if uneven:
+            parts.append(f"Not the same seeds for all: {'; '.join(uneven)}.")
+        if machines:
+            parts.append(f"Measured on: {'; '.join(machines)}.")
     if left_out:
         lines = [f"- `{each.name}`: {each.why}" for each in left_out]
         parts.append("\n".join(["Not in the tables:", "", *lines]))
