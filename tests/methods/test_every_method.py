@@ -35,7 +35,7 @@ SUMMARY = {
     "student_parameters", "student_updates", "images_banked", "images_kept", "synthesis_steps",
     "bank_bytes", "synthesis_loss", "label_agreement", "diversity", "seconds_teacher",
     "seconds_synthesis", "images_per_second_synthesis", "seconds_distillation",
-    "images_per_second_distillation",
+    "images_per_second_distillation", "machine", "versions",
 }  # fmt: skip
 
 

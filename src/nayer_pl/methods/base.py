@@ -97,6 +97,11 @@ class DataFreeDistillation(Distilling, ABC):
         """Names of the methods that `compile` fuses, each as one graph."""
         return ["student_loss"]
 
+    def compile_steps(self) -> None:
+        """Functions, not modules: neither parameter names nor evaluation change."""
+        for step in self.steps_to_compile():
+            setattr(self, step, torch.compile(getattr(self, step), dynamic=False))
+
     # The two phases
 
     def training_step(self, item: WorkItem, _: int) -> None:
@@ -184,9 +189,8 @@ class DataFreeDistillation(Distilling, ABC):
         # A bound method: as an attribute, a copy of the teacher would be saved and moved about.
         dtype = fused_dtype(self.trainer.precision, self.compiles)
         self.ask_teacher = folded(self.teacher, shape, dtype).forward  # type: ignore[method-assign]
-        # Functions, not modules: neither parameter names nor evaluation change.
-        for step in self.steps_to_compile() if self.compiles else ():
-            setattr(self, step, torch.compile(getattr(self, step), dynamic=False))
+        if self.compiles:
+            self.compile_steps()
         self.examine(self.teacher, strict=self.check_teacher)
 
     def on_train_epoch_end(self) -> None:
