@@ -3,6 +3,7 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -212,6 +213,29 @@ def test_a_failure_at_the_end_of_a_run_is_said(caplog):
     charts.log_metrics({"a": 1.0}, 0)
     close([charts])
     assert "Weights & Biases failed (OSError: gone)" in caplog.text
+
+
+def test_after_sigterm_nobody_waits_for_an_upload(caplog):
+    class Slow(Failing):
+        begun, released = threading.Event(), threading.Event()
+
+        def finish(self):
+            self.begun.set()
+            self.released.wait(60)
+
+    slow = Slow(None, 9)
+    charts = Charts(project="p", experiment=slow)
+    try:
+        close([charts], patience=0.1)  # a test that waits ends after a minute, and fails
+        assert slow.begun.is_set()
+        assert charts.uploading
+        assert "wandb sync sends the rest" in caplog.text
+    finally:
+        slow.released.set()
+
+    quick = Charts(project="p", experiment=Failing(None, 9))
+    close([quick], patience=60)
+    assert not quick.uploading
 
 
 def test_explicit_mode_wins_over_the_environment_and_the_login(monkeypatch, start):

@@ -63,6 +63,16 @@ def test_the_scale_ends_where_the_best_do(accuracies, teacher, limits, ticks):
     assert [tick for tick in ax.get_yticks() if low <= tick <= high] == ticks
 
 
+@pytest.mark.parametrize(("count", "marked"), [(1, 1), (15, 15), (16, 8), (300, 15)])
+def test_long_runs_have_few_markers(count, marked):
+    curve = [(i, 0.5, float(i), i) for i in range(1, count + 1)]
+    ax = Figure().subplots()
+    draw_axes(ax, Section("title", [Method("nayer", [run(0, curve)], {})], {}), "steps")
+    line = ax.lines[0]
+    assert len(line.get_xdata()) == count
+    assert len(range(0, count, line.get_markevery())) == marked
+
+
 def test_no_two_methods_look_the_same():
     free = [Method(str(i), [run(i, [])], {}) for i in range(2 * len(COLOURS))]
     real = [Method(f"real {i}", [run(i, [], real=True)], {}) for i in range(2)]

@@ -19,6 +19,7 @@ COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#c46a9b", "#b97f00", "#2e97d4", "#882255", "#73731f",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+MARKERS_ON_A_LINE = 15  # at most; hundreds would be a thick line without a shape
 TICKS = (0, 20, 40, 60, 80, 90, 95, 98, 99, 100)
 EVEN_TICKS = range(0, 91, 10)  # for those who come nowhere near 100 %
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
@@ -87,7 +88,8 @@ def draw_axes(ax: Axes, section: Section, axis: str) -> bool:
             below = [100 * max(0.0, p.accuracy - p.deviation) for p in curve]
             above = [100 * min(1.0, p.accuracy + p.deviation) for p in curve]
             ax.fill_between(x, below, above, color=style["color"], alpha=0.15, linewidth=0)
-            ax.plot(x, y, label=method.name, **style)
+            every = -(-len(curve) // MARKERS_ON_A_LINE)
+            ax.plot(x, y, label=method.name, markevery=every, **style)
     known = [r.summary["teacher_accuracy"] for r in section.runs if r.number("teacher_accuracy")]
     if known and drawn:
         ax.axhline(100 * statistics.fmean(known), label="teacher", **TEACHER)
@@ -109,7 +111,9 @@ def _frame(ax: Axes, section: Section) -> None:
     ax.set_yticks(ticks, [str(tick) for tick in ticks])
     ax.set_ylim(max(0.0, lowest - 3), min(100.0, highest + 3))
     ax.set_xscale("log", subs=[])
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    left, right = ax.get_xlim()
+    far = right > 200 * left  # or the numbers would touch
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if far else (1.0, 2.0, 5.0)))
     ax.xaxis.set_major_formatter("{x:,g}")
     ax.grid()
 
