@@ -100,7 +100,8 @@ def test_experiment_runs_one_short_epoch(config, name, stand_in_set, tmp_path):
     assert summary["images_banked"] == 4
     assert summary["student_updates"] == 1
     assert 0 <= summary["student_accuracy"] <= 1
-    assert summary["teacher_parameters"] >= summary["student_parameters"]
+    if "vgg11" not in name:  # the paper teaches a larger student there
+        assert summary["teacher_parameters"] >= summary["student_parameters"]
     student = build(config(*overrides).student)
     assert (
         objects["method"].student.description["architecture"] == student.description["architecture"]

@@ -224,3 +224,30 @@ def test_recipes_are_those_of_the_authors(config):
         assert (model.cr_weight, model.cr_temperature, model.embedding_features) == (0.8, 0.1, 256)
         assert plan.warmup_epochs * plan.warmup_rounds * plan.round_size == 51_200
         assert (plan.epochs, plan.kd_steps, plan.batch_size) == (40, 2000, 128)
+
+
+def test_a_batch_of_twins_spreads_from_each_other_and_from_the_memory(cmi, tiny_data, fit):
+    """In the embedding of a trained head; nothing but the contrastive term moves the pixels."""
+    method = cmi()
+    fit(method, tiny_data())
+    method.ce_weight = method.bn_weight = method.adv_weight = 0.0
+    twin = torch.rand(1, *SHAPE)
+    banked = twin + 0.02 * torch.rand(6, *SHAPE)
+    earlier = tuple(seen_by(method.teacher, banked).expand(2, -1, -1))
+    images = (twin + 0.02 * torch.rand(6, *SHAPE)).requires_grad_()
+
+    def alike():
+        both = torch.cat([images.detach(), banked])
+        unit = embedded(method.head.state_dict(), seen_by(method.teacher, both))
+        among = (unit[:6] @ unit[:6].T)[~torch.eye(6, dtype=torch.bool)]
+        return float(among.mean()), float((unit[:6] @ unit[6:].T).mean())
+
+    before = alike()
+    adam = torch.optim.Adam([images], lr=0.01)
+    for _ in range(30):
+        loss = method._judge(images.detach(), images, earlier, torch.zeros(6).long(), True)["loss"]
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    after = alike()
+    assert all(new < old for new, old in zip(after, before, strict=True))

@@ -136,13 +136,6 @@ def test_a_teacher_without_a_last_linear_layer_is_refused(dafl, network, tiny_da
     assert method.student_updates == 6
 
 
-def classes_seen(method, count=300):
-    """The share of each class among the teacher's answers to fresh images."""
-    with torch.no_grad():
-        answers = method.teacher(method.make(count)).argmax(1)
-    return answers.bincount(minlength=3) / count
-
-
 def test_the_generator_does_not_look_at_the_student(dafl):
     method, images = dafl(), torch.rand(16, *SHAPE)
     before = method.judge(images)["loss"]

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -234,3 +235,41 @@ def test_recipes(config, data, image_steps):
     if image_steps is not None:
         total = plan.images + plan.epochs * plan.kd_steps * plan.batch_size
         assert total == pytest.approx(image_steps, rel=0.05)
+
+
+def test_generator_moves_away_from_the_student_and_the_student_follows(dfq, tiny_data, fit):
+    duel, plan = Duel(), {**PLAN, "warmup_epochs": 0}
+    method = dfq(bn_weight=0.0, entropy_weight=0.0, balance_weight=0.0, learning_rate=0.01)
+    fit(method, tiny_data(plan, bank=BankOptions(capacity=16)), callbacks=[duel])
+    # Of six steps each, looked at on images of another z than theirs.
+    assert sum(after > before for before, after in duel.made) >= 5
+    assert sum(after < before for before, after in duel.learned) >= 5
+
+
+@pytest.mark.parametrize("balance_weight", [1.0, 0.0])
+def test_the_balance_term_alone_brings_the_generator_to_all_classes(
+    dfq, tiny_classifier, tiny_data, fit, balance_weight
+):
+    """From one that makes a class too often; without the term it stays as far from even."""
+    teacher = tiny_classifier()
+    teacher.network.head.weight.data.mul_(20)
+    method = dfq(
+        teacher=teacher, balance_weight=balance_weight, bn_weight=0.0, entropy_weight=0.0,
+        adv_weight=0.0, generator_lr=5e-3,
+    )  # fmt: skip
+    z = torch.randn(300, 6)
+
+    def answers():
+        with torch.no_grad():
+            return method.teacher(copy.deepcopy(method.generator)(z))
+
+    def gap():
+        return math.log(3) - float(Categorical(answers().softmax(1).mean(0)).entropy())
+
+    logits = answers()
+    favourite = torch.tensor([0.0, 0.0, 1.5 * float(logits.std())])
+    method.teacher.network.head.bias.data.add_(favourite - logits.mean(0))
+    before, turns = gap(), {"warmup_epochs": 0, "epochs": 1, "rounds_per_epoch": 40, "kd_steps": 40}
+    plan = {**PLAN, **turns, "round_size": 32}
+    fit(method, tiny_data(plan, bank=BankOptions(capacity=32)))
+    assert (gap() < 0.3 * before) == (balance_weight > 0)
