@@ -207,7 +207,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(cmi, tiny_data, fit, t
 
 
 def test_what_cannot_work_is_refused(cmi, tiny_classifier):
-    with pytest.raises(InputError, match=r"no BatchNorm2d .*model=zskt, model=dfad or model=dafl"):
+    with pytest.raises(
+        InputError, match=r"no BatchNorm2d .*model=zskt, model=dfad or model=dafl\.$"
+    ):
         cmi(teacher=tiny_classifier(norm=False))
     with pytest.raises(InputError, match=r"model.layers must be all or stages, not last"):
         cmi(layers="last")

@@ -196,7 +196,9 @@ def test_students_first_step_is_nesterovs(dfq, tiny_data, fit):
 
 
 def test_a_teacher_without_statistics_is_refused(dfq, tiny_classifier):
-    with pytest.raises(InputError, match=r"no BatchNorm2d.*model=zskt"):
+    with pytest.raises(
+        InputError, match=r"no BatchNorm2d.*model=zskt, model=dfad or model=dafl\.$"
+    ):
         dfq(teacher=tiny_classifier(norm=False))
 
 

@@ -13,7 +13,7 @@ from torch.optim import Adam, Optimizer
 
 from nayer_pl.errors import require
 from nayer_pl.methods.descent import descend
-from nayer_pl.methods.inversion import InversionDistillation, ask_for_statistics
+from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.contrast import contrastive_loss, random_part
 from nayer_pl.synthesis.generators import Generator
@@ -60,6 +60,8 @@ class CMI(InversionDistillation):
         InputError: a teacher without BatchNorm, or a value that makes no sense.
     """
 
+    needs_statistics = True  # features too come from BatchNorms
+
     def __init__(
         self,
         teacher: Classifier,
@@ -91,7 +93,6 @@ class CMI(InversionDistillation):
         require(cr_temperature > 0, "model.cr_temperature", "above 0", cr_temperature)
         require(negatives >= 0, "model.negatives", "at least 0", negatives)
         require(0 < part[0] <= part[1] <= 1, "model.part", "two shares, the smaller first", part)
-        ask_for_statistics(self.statistics)  # features too come from BatchNorms
         self.generator_steps, self.generator_lr = generator_steps, generator_lr
         self.generator_betas = (generator_betas[0], generator_betas[1])
         self.cr_weight, self.cr_temperature = cr_weight, cr_temperature

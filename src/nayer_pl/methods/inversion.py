@@ -29,6 +29,9 @@ class InversionDistillation(DataFreeDistillation):
         InputError: with `bn_weight`, a teacher without statistics to match.
     """
 
+    needs_statistics = False
+    """Whether the method asks for them with `bn_weight=0` too."""
+
     def __init__(
         self,
         teacher: Classifier,
@@ -44,8 +47,8 @@ class InversionDistillation(DataFreeDistillation):
         self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
         self.augmentation = augmentation
         self.statistics = StatisticsMatching(teacher, bn_momentum)
-        if bn_weight:
-            ask_for_statistics(self.statistics)
+        if bn_weight or self.needs_statistics:
+            ask_for_statistics(self.statistics, optional=not self.needs_statistics)
 
     def augment(self, images: Tensor) -> Tensor:
         """Crop and mirror with this rank's own noise, if that is wanted."""
@@ -69,12 +72,15 @@ class InversionDistillation(DataFreeDistillation):
         return adversarial_loss(student_logits, teacher_logits)
 
 
-def ask_for_statistics(statistics: StatisticsMatching) -> None:
-    """Raise an InputError if the teacher has none."""
+def ask_for_statistics(statistics: StatisticsMatching, optional: bool = False) -> None:
+    """Raise an InputError if the teacher has none; `optional` if the method can go on without."""
     if not statistics.norms:
+        without = (
+            "; or set model.bn_weight=0 if this one can go on without the term (expect a weaker "
+            "student)"
+        )
         raise InputError(
             "The teacher has no BatchNorm2d with running statistics, so there is nothing for the "
             "statistics term to match; choose a method that does without it: model=zskt, "
-            "model=dfad or model=dafl; or set model.bn_weight=0 if this one can go on without the "
-            "term (expect a weaker student)."
+            f"model=dfad or model=dafl{without if optional else ''}."
         )
