@@ -491,8 +491,8 @@ CASES = {
     "no step of the generator": case(
         r"model\.generator_steps must be at least 1", "model.generator_steps=0"
     ),
-    "a generator that does not learn": case(
-        r"model\.generator_lr must be above 0", "model.generator_lr=0"
+    "a generator's step backwards": case(
+        r"model\.generator_lr must be at least 0", "model.generator_lr=-1"
     ),
     "a generator that never lives": case(
         r"model\.generator_life must be at least 1", "model.generator_life=0"

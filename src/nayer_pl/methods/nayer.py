@@ -68,7 +68,7 @@ class NAYER(InversionDistillation):
             teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, **inversion
         )
         require(generator_steps >= 1, "model.generator_steps", "at least 1", generator_steps)
-        require(generator_lr > 0, "model.generator_lr", "above 0", generator_lr)
+        require(generator_lr >= 0, "model.generator_lr", "at least 0", generator_lr)
         require(generator_life >= 1, "model.generator_life", "at least 1 epoch", generator_life)
         self.generator_steps, self.generator_life = generator_steps, generator_life
         self.generator_lr = generator_lr
