@@ -135,7 +135,8 @@ def test_a_missing_teacher_is_trained_first_where_the_run_looks_for_it(with_teac
     assert (run / TRAINED).is_file()
     assert summary["seconds_teacher"] > 0
     nested = json.loads((run / "teacher" / "summary.json").read_text())
-    assert nested["accuracy"] == pytest.approx(summary["teacher_accuracy"])
+    # Trained in bfloat16, where the machine has it, two of 500 images may fall on the other side.
+    assert nested["accuracy"] == pytest.approx(summary["teacher_accuracy"], abs=2.1 / 500)
 
 
 def test_a_missing_teacher_is_an_error_that_says_what_to_type(config):
