@@ -20,7 +20,7 @@ install: $(INSTALLED)  ## create .venv and install the pinned dependencies
 demo: $(INSTALLED)  ## a student learns to read digits from a teacher, without digits (3 minutes)
 	$(BIN)/python train.py experiment=digits
 
-test: $(INSTALLED)  ## the test suite (4 to 6 minutes on 2 cores)
+test: $(INSTALLED)  ## the test suite (about 6 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED)  ## the tests that take minutes, a fresh clone included

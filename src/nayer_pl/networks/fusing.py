@@ -1,6 +1,6 @@
 """What follows a convolution computed in the same pass over memory, on a CPU: oneDNN's own fusion.
 
-Half a network's time in memory is ReLUs and additions that read what a convolution just wrote.
+ReLUs and additions would otherwise read again what a convolution just wrote.
 """
 
 import copy
@@ -54,7 +54,6 @@ class FusedConv(nn.Module):
             how = "relu" if self.relu else "none"
             return call(x, self.weight, self.bias, *self.how, how, [], "")
         last = "relu" if self.relu else None
-        other = other.to(x.dtype)
         other, w, b = other.to(x.dtype), self.weight, self.bias
         return call.binary(x, other, w, b, *self.how, "add", 1.0, last, [], None)
 
