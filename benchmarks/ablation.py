@@ -1,10 +1,11 @@
-"""What label text and the noisy layer do, on digits: four inputs of the generator, three seeds.
+"""The paper's questions, on digits: NAYER with one thing changed at a time, three seeds.
 
 python benchmarks/ablation.py [--out runs/benchmark_ablation] [--seeds 0 1 2]
 """
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 from measuring import machine, mean_and_spread, run_job
@@ -14,6 +15,13 @@ VARIANTS = {
     "one-hot label": ["model.conditioning=onehot"],
     "noise, no label": ["model.conditioning=noise"],
     "label text, noisy layer drawn once": ["model.reinitialise_noisy_layer=false"],
+    "a noisy layer for every image (1 to 1)": ["model.labels_per_layer=1"],
+    "prompt: the name alone": ["prompts=['{name}']"],
+    "prompt: a photo of a NAME": ["prompts=['a photo of a {name}']"],
+    "generator lives 1 epoch": ["model.generator_life=1"],
+    "generator lives 3 epochs": ["model.generator_life=3"],
+    "bank keeps the last 1,000 images": ["bank.capacity=1000"],
+    "bank keeps the last 400 images": ["bank.capacity=400"],
 }
 
 COLUMNS = {
@@ -35,7 +43,7 @@ def main() -> None:
     results = {
         name: [
             run_job(
-                out / f"{name.replace(' ', '_').replace(',', '')}_seed{seed}",
+                out / f"{'_'.join(re.findall(r'[a-z0-9]+', name.lower()))}_seed{seed}",
                 [
                     "experiment=digits",
                     f"seed={seed}",
@@ -48,7 +56,7 @@ def main() -> None:
         ]
         for name, flags in VARIANTS.items()
     }
-    print(f"\n{machine()}\n\n| generator's input | {' | '.join(COLUMNS)} |")
+    print(f"\n{machine()}\n\n| variant | {' | '.join(COLUMNS)} |")
     print(f"|{'---|' * (len(COLUMNS) + 1)}")
     for name, runs in results.items():
         cells = [

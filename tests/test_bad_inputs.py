@@ -23,7 +23,7 @@ from torch import nn
 from nayer_pl import Classifier, InputError, TextEncoder, save_classifier
 from nayer_pl.methods import DataFreeDistillation, Supervised
 from nayer_pl.networks import wrn16_1
-from nayer_pl.run import train
+from nayer_pl.run import name_classes, train
 
 # A run of digits with a teacher and embeddings that are there; every case spoils something.
 RUN = (
@@ -494,6 +494,9 @@ CASES = {
     "a generator's step backwards": case(
         r"model\.generator_lr must be at least 0", "model.generator_lr=-1"
     ),
+    "a term that is rewarded": case(
+        r"model\.bn_weight must be at least 0, not -1", "model.bn_weight=-1"
+    ),
     "a generator that never lives": case(
         r"model\.generator_life must be at least 1", "model.generator_life=0"
     ),
@@ -670,6 +673,16 @@ def test_a_finished_run_of_other_settings_is_not_passed_off_as_this_one(config, 
     text("run/summary.json", "{}")()
     text("run/config.yaml", "seed: 7\n")()
     with pytest.raises(InputError, match="was started with other settings"):
+        train(config("resume=auto", *DISTIL))
+
+
+def test_a_run_does_not_go_on_with_another_data_set(config, tmp_path):
+    checkpoint()()
+    then = config(*DISTIL)
+    name_classes(then)
+    then.data.name = "cifar10"
+    text("run/config.yaml", OmegaConf.to_yaml(then, resolve=True))()
+    with pytest.raises(InputError, match=r"settings: data\.name=digits \(was cifar10\); type"):
         train(config("resume=auto", *DISTIL))
 
 

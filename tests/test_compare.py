@@ -32,16 +32,21 @@ def sweep(type_command):
     return run
 
 
-def test_alone_it_is_every_method_with_three_seeds(sweep):
-    status, printed, jobs = sweep()
+def test_by_itself_it_is_every_method(sweep):
+    status, printed, jobs = sweep("seed=1")
     assert status == 0, printed
-    assert jobs.keys() == {(method, seed) for method in METHODS for seed in (0, 1, 2)}
+    assert jobs.keys() == {(method, 1) for method in METHODS}
     folder, cfg = jobs["fast", 1]
     assert folder.name == "fast_seed1"
     assert folder.parent.name.startswith("compare_digits_")
     assert cfg.run_dir == str(folder.absolute())
-    assert {cfg.paths.teachers for (_, seed), (_, cfg) in jobs.items() if seed == 2} == {
-        "teachers/seed2"
+
+
+def test_by_itself_it_is_three_seeds_each_with_its_teacher(sweep):
+    status, printed, jobs = sweep("model=fast")
+    assert status == 0, printed
+    assert {seed: cfg.paths.teachers for (_, seed), (_, cfg) in jobs.items()} == {
+        seed: f"teachers/seed{seed}" for seed in (0, 1, 2)
     }
 
 

@@ -51,6 +51,11 @@ def test_the_process_of_another_device_composes_the_same_job(type_command, tmp_p
     assert theirs == ours
 
 
+def test_no_directory_for_the_run_is_one_sentence(type_command):
+    status, printed = type_command(lambda cfg: pytest.fail("ran"), "run_dir=null")
+    assert (status, printed.strip()) == (1, "error: run_dir must be a directory, not None.")
+
+
 @pytest.mark.parametrize("failing", [False, True])
 def test_nothing_of_a_job_is_left_to_the_next(type_command, monkeypatch, tmp_path, failing):
     monkeypatch.setenv("NODE_RANK", "3")  # of torchrun, say: stays

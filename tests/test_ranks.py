@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning import Trainer
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nayer_pl import InputError, ranks
 
@@ -70,6 +71,19 @@ def test_ddp_is_left_with_the_student_alone(tiny_method):
     shared = {name for name in [*method.state_dict()] if name not in kept}
     assert shared == {f"student.{name}" for name in method.student.state_dict()}
     assert {"generator.layers.0.weight", "conditioning.noisy_layer.weight"} <= kept
+
+
+def test_ddp_waits_for_no_gradient_of_a_method_s_own_parameter(tiny_method, tmp_path):
+    method = tiny_method()
+    method.latents = nn.Parameter(torch.zeros(3))  # of the method itself, in no module of it
+    ranks.share_only(method, "student")
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        waited_for, _ = DistributedDataParallel(method)._build_params_for_reducer()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert {*map(id, waited_for)} == {*map(id, method.student.parameters())}
 
 
 def test_a_single_process_has_nobody_to_talk_to(tiny_classifier, monkeypatch):

@@ -142,7 +142,8 @@ def in_words(kind: Any) -> str:
     if origin is tuple and ... not in parts:
         return f"a list of {len(parts)} {in_words(parts[0]).removeprefix('a ')}s"
     if origin in (Sequence, list, tuple):
-        return f"a list of {in_words(parts[0]).removeprefix('a ')}s"
+        of = "" if parts[0] is Any else f" of {in_words(parts[0]).removeprefix('a ')}s"
+        return f"a list{of}"
     return WORDS.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 

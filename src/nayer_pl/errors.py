@@ -18,6 +18,15 @@ def require(condition: bool, name: str, wanted: str, value: object) -> None:
         raise InputError(f"{name} must be {wanted}, not {value}.")
 
 
+def require_not_negative(**options: float) -> None:
+    """Raise an InputError unless these options of `model` are 0 or more.
+
+    >>> require_not_negative(bn_weight=10.0, ce_weight=0.5)
+    """
+    for name, value in options.items():
+        require(value >= 0, f"model.{name}", "at least 0", value)
+
+
 class Terminated(SystemExit):
     """The process was told to end (SIGTERM), and what it did is saved; its exit status is 143."""
 

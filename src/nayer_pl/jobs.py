@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from nayer_pl.errors import InputError
+from nayer_pl.errors import InputError, require
 
 SECONDS_TO_SPEAK = 15
 
@@ -40,7 +40,11 @@ def isolated(script: str, run_dir: str) -> Iterator[None]:
     Args:
         script: the file that was started, train.py.
         run_dir: of the job; its default holds the time, which would be another one in a child.
+
+    Raises:
+        InputError: there is no `run_dir`.
     """
+    require(bool(run_dir), "run_dir", "a directory", run_dir)
     main = sys.modules["__main__"]
     argv, spec, threads = sys.argv, main.__spec__, torch.get_num_threads()
     variables = {name: os.environ.get(name) for name in VARIABLES}

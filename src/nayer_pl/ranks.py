@@ -54,9 +54,10 @@ def share_only(module: LightningModule, part: str) -> None:
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
     ]
-    names = [name for name, _ in tensors]
+    left = [name for name, _ in tensors if not name.startswith(f"{part}.")]
+    # DDP's reducer calls a parameter of the module itself ".name", everything else in DDP "name".
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-        module, [name for name in names if not name.startswith(f"{part}.")]
+        module, [*left, *(f".{name}" for name in left if "." not in name)]
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import textwrap
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -158,12 +159,20 @@ def check_same_run(cfg: DictConfig) -> None:
     now = dict(_flat(OmegaConf.to_container(cfg, resolve=True)))
     changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
     if changed:
-        differences = ", ".join(f"{n}={now.get(n)} (was {then.get(n)})" for n in changed[:3])
+        differences = ", ".join(
+            f"{name}={_briefly(now.get(name))} (was {_briefly(then.get(name))})"
+            for name in changed[:3]
+        )
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(
             f"'{cfg.run_dir}' was started with other settings: {differences}{more}; type the same "
             "again to go on with it, or start a new run with another run_dir=PATH."
         )
+
+
+def _briefly(value: Any) -> str:
+    """A value, of a long list the beginning only."""
+    return textwrap.shorten(str(value), 40, placeholder=" ...")
 
 
 def _flat(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

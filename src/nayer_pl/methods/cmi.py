@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.errors import require
+from nayer_pl.errors import require, require_not_negative
 from nayer_pl.methods.descent import descend
 from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
@@ -90,6 +90,7 @@ class CMI(InversionDistillation):
         )
         require(layers in get_args(Layers), "model.layers", "all or stages", layers)
         require(generator_steps >= 1, "model.generator_steps", "at least 1", generator_steps)
+        require_not_negative(generator_lr=generator_lr, cr_weight=cr_weight)
         require(cr_temperature > 0, "model.cr_temperature", "above 0", cr_temperature)
         require(negatives >= 0, "model.negatives", "at least 0", negatives)
         require(0 < part[0] <= part[1] <= 1, "model.part", "two shares, the smaller first", part)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from nayer_pl.errors import InputError
+from nayer_pl.errors import InputError, require_not_negative
 from nayer_pl.methods.online import OnlineDistillation
 from nayer_pl.networks.classifier import Classifier, frozen
 from nayer_pl.synthesis.losses import balance_loss, label_loss
@@ -69,6 +69,11 @@ class DAFL(OnlineDistillation):
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             **online,
+        )
+        require_not_negative(
+            onehot_weight=onehot_weight,
+            activation_weight=activation_weight,
+            balance_weight=balance_weight,
         )
         self.onehot_weight, self.activation_weight = onehot_weight, activation_weight
         self.balance_weight = balance_weight

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.errors import require
+from nayer_pl.errors import require, require_not_negative
 from nayer_pl.methods.descent import descend
 from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
@@ -81,6 +81,7 @@ class DeepInversion(InversionDistillation):
             teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, **inversion
         )
         require(image_steps >= 1, "model.image_steps", "at least 1", image_steps)
+        require_not_negative(tv_weight=tv_weight, l2_weight=l2_weight)
         require(image_lr > 0, "model.image_lr", "above 0", image_lr)
         require(jitter >= 0, "model.jitter", "at least 0 pixels", jitter)
         require(adv_temperature > 0, "model.adv_temperature", "above 0", adv_temperature)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
+from nayer_pl.errors import require_not_negative
 from nayer_pl.methods.descent import descend
 from nayer_pl.methods.inversion import ask_for_statistics
 from nayer_pl.methods.online import OnlineDistillation
@@ -79,6 +80,12 @@ class DFQ(OnlineDistillation):
             momentum=momentum,
             weight_decay=weight_decay,
             **online,
+        )
+        require_not_negative(
+            bn_weight=bn_weight,
+            entropy_weight=entropy_weight,
+            balance_weight=balance_weight,
+            adv_weight=adv_weight,
         )
         self.bn_weight, self.entropy_weight = bn_weight, entropy_weight
         self.balance_weight, self.adv_weight = balance_weight, adv_weight

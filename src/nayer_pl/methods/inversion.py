@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from nayer_pl.augmentation import Augmentation
-from nayer_pl.errors import InputError
+from nayer_pl.errors import InputError, require_not_negative
 from nayer_pl.methods.base import DataFreeDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.losses import adversarial_loss, label_loss
@@ -44,6 +44,7 @@ class InversionDistillation(DataFreeDistillation):
         **distillation: Any,
     ) -> None:
         super().__init__(teacher, student, **distillation)
+        require_not_negative(bn_weight=bn_weight, ce_weight=ce_weight, adv_weight=adv_weight)
         self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
         self.augmentation = augmentation
         self.statistics = StatisticsMatching(teacher, bn_momentum)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.errors import InputError, require
+from nayer_pl.errors import InputError, require, require_not_negative
 from nayer_pl.methods.descent import descend
 from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
@@ -68,7 +68,7 @@ class NAYER(InversionDistillation):
             teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, **inversion
         )
         require(generator_steps >= 1, "model.generator_steps", "at least 1", generator_steps)
-        require(generator_lr >= 0, "model.generator_lr", "at least 0", generator_lr)
+        require_not_negative(generator_lr=generator_lr)
         require(generator_life >= 1, "model.generator_life", "at least 1 epoch", generator_life)
         self.generator_steps, self.generator_life = generator_steps, generator_life
         self.generator_lr = generator_lr

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.errors import require
+from nayer_pl.errors import require, require_not_negative
 from nayer_pl.memory.plan import DistillationBatch
 from nayer_pl.methods.base import DataFreeDistillation
 from nayer_pl.methods.descent import descend
@@ -49,7 +49,7 @@ class OnlineDistillation(DataFreeDistillation):
     ) -> None:
         super().__init__(teacher, student, **distillation)
         require(generator_steps >= 1, "model.generator_steps", "at least 1", generator_steps)
-        require(generator_lr >= 0, "model.generator_lr", "at least 0", generator_lr)
+        require_not_negative(generator_lr=generator_lr)
         self.noise_features, self.generator_steps = noise_features, generator_steps
         self.generator_lr = generator_lr
         self.generator_betas = (generator_betas[0], generator_betas[1])

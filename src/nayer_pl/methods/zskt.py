@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.errors import InputError
+from nayer_pl.errors import InputError, require_not_negative
 from nayer_pl.methods.online import OnlineDistillation
 from nayer_pl.networks.classifier import Classifier, frozen
 from nayer_pl.synthesis.losses import divergence
@@ -72,6 +72,7 @@ class ZSKT(OnlineDistillation):
             weight_decay=weight_decay,
             **online,
         )
+        require_not_negative(beta=beta)
         self.beta = beta
         self.pairs = paired_layers(teacher, student, image_shape) if beta else []
         self.register_buffer("z", torch.zeros(round_size, self.noise_features))
