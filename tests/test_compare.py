@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
+from nayer_pl.build import build
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 METHODS = {path.stem for path in (CONF / "model").glob("*.yaml")} - {"supervised"}
 
@@ -65,6 +67,17 @@ def test_yardsticks_get_as_many_student_updates_as_nayer(config, data, method):
         assert other.plan[name] == plan[name]
     assert other.datamodule.epochs == plan.epochs
     assert other.datamodule.steps == plan.kd_steps
+
+
+@pytest.mark.parametrize(("data", "budget"), [("digits", 120_000), ("fashion_mnist", 570_000)])
+@pytest.mark.parametrize("method", sorted(METHODS - {"kd", "scratch"}))
+def test_recipes_cost_as_many_image_steps(config, method, data, budget):
+    """An image through the generator and back once, or through the student."""
+    cfg = config(f"model={method}", f"data={data}")
+    plan = build(cfg.plan)
+    steps = cfg.model.get("generator_steps") or cfg.model.image_steps
+    learned = plan.epochs * plan.kd_steps * plan.batch_size
+    assert plan.images * steps + learned == pytest.approx(budget, rel=0.05)
 
 
 def test_from_scratch_is_the_students_network(config):

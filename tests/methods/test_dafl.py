@@ -182,12 +182,9 @@ def test_it_goes_on_from_the_middle_of_an_epoch(dafl, tiny_data, fit, tmp_path):
     assert all(torch.equal(whole[key], value) for key, value in again.items())
 
 
-@pytest.mark.parametrize(
-    ("data", "image_steps"),
-    [("cifar10", None), ("cifar100", None), ("digits", 120_000), ("fashion_mnist", 570_000)],
-)
-def test_recipes(config, data, image_steps):
-    """Turns of one step each; the published weight of the entropy, in nats; the common budget."""
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "digits", "fashion_mnist"])
+def test_recipes(config, data):
+    """Turns of one step each; the published weight of the entropy, in nats."""
     cfg = config("model=dafl", f"data={data}")
     plan = build(cfg.plan)
     items = EpochPlan(plan, 0, lambda: torch.zeros(1), lambda: None)
@@ -195,6 +192,3 @@ def test_recipes(config, data, image_steps):
     assert "".join(kinds) == "RSRSRSRS"
     assert cfg.model.balance_weight == pytest.approx(5 / math.log(10), rel=1e-3)
     assert cfg.model.generator_steps == 1
-    if image_steps is not None:
-        total = plan.images + plan.epochs * plan.kd_steps * plan.batch_size
-        assert total == pytest.approx(image_steps, rel=0.05)

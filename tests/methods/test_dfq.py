@@ -220,12 +220,9 @@ def test_it_goes_on_from_the_middle_of_an_epoch(dfq, tiny_data, fit, tmp_path, e
     assert all(torch.equal(whole[key], value) for key, value in again.items())
 
 
-@pytest.mark.parametrize(
-    ("data", "image_steps"),
-    [("cifar10", None), ("cifar100", None), ("digits", 120_000), ("fashion_mnist", 570_000)],
-)
-def test_recipes(config, data, image_steps):
-    """The generator alone, then turns of one step each; the common budget."""
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "digits", "fashion_mnist"])
+def test_recipes(config, data):
+    """The generator alone, then turns of one step each."""
     cfg = config("model=dfq", f"data={data}")
     plan = build(cfg.plan)
     kinds = []
@@ -234,9 +231,6 @@ def test_recipes(config, data, image_steps):
         kinds += ["RS"[item is None] for item, _ in zip(items, range(6), strict=False)]
     assert "".join(kinds) == "RRRRRR" + "RSRSRS"
     assert cfg.model.generator_steps == 1
-    if image_steps is not None:
-        total = plan.images + plan.epochs * plan.kd_steps * plan.batch_size
-        assert total == pytest.approx(image_steps, rel=0.05)
 
 
 def test_generator_moves_away_from_the_student_and_the_student_follows(dfq, tiny_data, fit):
