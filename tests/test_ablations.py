@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 CONF = Path(__file__).resolve().parents[1] / "conf"
 JOBS = {
     "conditioning": 3, "noisy_layer": 2, "labels_per_layer": 2, "text_encoder": 2, "prompt": 3,
-    "generator_life": 4, "bank_size": 3,
+    "generator_life": 3, "bank_size": 3,
 }  # fmt: skip
 
 

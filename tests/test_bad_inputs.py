@@ -51,6 +51,7 @@ MINE = (
 )
 # What is no group, though there is no dot in it.
 VALUES = ("seed", "prompts", "run_dir", "resume", "ckpt_path", "objective")
+UNTRAINED = ("train_missing_teacher=true", "teacher.weights=untrained.safetensors")
 CKPT = "ckpt_path=run/checkpoints/last.ckpt"
 
 
@@ -543,6 +544,23 @@ CASES = {
         "'teacher.safetensors' exists and would be replaced", "export.path=teacher.safetensors"
     ),
     "student below a file": case(r"export\.path=PATH", "export.path=text.npy/student.safetensors"),
+    "student in another format": case(
+        r"export\.path must be a file that ends in \.safetensors, not student\.pth",
+        "export.path=student.pth",
+    ),
+    "teacher in another format": case(
+        r"export\.path must be a file that ends in", "teacher.weights=new.pth", of=TEACH
+    ),
+    "negative minutes, and a teacher to train before": case(
+        r"checkpoint\.minutes must not be neg", "checkpoint.minutes=-1", *UNTRAINED
+    ),
+    "steps in words, and a teacher to train before": case(
+        r"model\.generator_steps must be a whole number", "model.generator_steps=many", *UNTRAINED
+    ),
+    "an epoch that is not evaluated": case(
+        r"check_val_every_n_epoch must be a divisor of the run's \d+ epochs",
+        "+trainer.check_val_every_n_epoch=5",
+    ),
     "negative minutes": case(r"checkpoint\.minutes must not be neg", "checkpoint.minutes=-1"),
     # Going on
     "resume by another word": case("resume is auto or null, not 'always'", "resume=always"),

@@ -105,7 +105,7 @@ def start(monkeypatch, nobody_logged_in):
     started, unreachable = [], None
 
     def init(**options):
-        if options["mode"] == unreachable:
+        if options["mode"] in (unreachable or ()):
             raise wandb.errors.CommError("no route\nto host")
         started.append(Recorder(**options))
         return started[-1]
@@ -139,8 +139,14 @@ def test_unreachable_server_means_offline_with_a_warning(monkeypatch, start, cap
 
 
 def test_a_server_that_is_gone_when_the_run_begins_means_offline_with_a_warning(start, caplog):
-    assert start(mode="online", out_of_reach="online").options["mode"] == "offline"
+    assert start(mode="online", out_of_reach=["online"]).options["mode"] == "offline"
     assert "Weights & Biases cannot be used (no route); recording offline" in caplog.text
+
+
+def test_where_not_even_that_works_the_run_goes_on_without(start, caplog):
+    recorder = start(mode="online", out_of_reach=["online", "offline"])
+    assert recorder.options["mode"] == "disabled"
+    assert "(no route); the run goes on without it" in caplog.text
 
 
 def test_a_run_that_goes_on_keeps_the_id_of_the_newest_record(start, tmp_path):

@@ -7,10 +7,11 @@ import shutil
 import signal
 import time
 import zipfile
+from datetime import timedelta
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
@@ -285,6 +286,13 @@ def test_checkpoints_of_other_programs_and_versions_are_refused(stopped, fit, ru
         ("student=wrn16_2", "student.architecture._target_"),
         ("model.adv_weight=0", r"model.adv_weight=0 \(was 1.33\)"),
         ("teacher.weights=elsewhere.safetensors", None),
+        ("trainer.max_epochs=3", r"trainer.max_epochs=3 \(was None\)"),
+        ("+trainer.limit_train_batches=2", "trainer.limit_train_batches=2"),
+        ("+datamodule.held_back=0.4", r"datamodule.held_back=0.4 \(was None\)"),
+        ("text_encoder=file text_encoder.path=b.npy", r"text_encoder.path=b.npy"),
+        ("+data.path=elsewhere", None),
+        ("paths.cache=elsewhere", None),
+        ("trainer.precision=32-true", None),
         ("trainer.devices=2", None),
         ("checkpoint.minutes=1", None),
         ("bank.device=cpu", None),
@@ -299,13 +307,30 @@ def test_a_run_is_continued_with_the_settings_it_was_started_with(
     (tmp_path / "run" / "config.yaml").write_text(started)
     check_same_run(config(*base))
     if difference is None:
-        check_same_run(config(*base, override))
+        check_same_run(config(*base, *override.split()))
     else:
         with pytest.raises(InputError, match=difference):
-            check_same_run(config(*base, override))
+            check_same_run(config(*base, *override.split()))
 
 
 # SIGTERM
+
+
+def test_when_the_time_is_over_the_run_can_go_on_and_does_not_count_as_finished(run, tmp_path):
+    """Lightning would call it complete: `fit` returns."""
+
+    class Hurry(Callback):
+        """Two items, and it is as late as it can be."""
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                timer._duration = 1e-6
+
+    folder, timer = tmp_path / "run" / "checkpoints", Timer(timedelta(hours=1))
+    with pytest.raises(Terminated) as ended:
+        run(saver=Checkpoints(folder, minutes=60), others=[timer, Hurry()])
+    assert ended.value.reason.startswith("trainer.max_time")
+    run(others=[Timer(timedelta(hours=1))], ckpt_path=folder / "last.ckpt")
 
 
 @pytest.mark.parametrize("item", [0, 1, 3, 5])

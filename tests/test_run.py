@@ -3,9 +3,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import types
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from nayer_pl import Digits, InputError, load_classifier
+from nayer_pl.errors import Terminated
 from nayer_pl.run import prepare_run_dir, train
 
 # A digits run of seconds: the real data, encoder, networks and files, only less of everything.
@@ -221,19 +223,51 @@ def test_run_directories_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
         prepare_run_dir(str(tmp_path / "full"))
 
 
+@pytest.fixture
+def with_callback(config, monkeypatch):
+    """A short run with one more callback."""
+
+    def make(callback):
+        module = types.ModuleType("test_run_callback")
+        module.Their = callback
+        monkeypatch.setitem(sys.modules, "test_run_callback", module)
+        return config(*SHORT, "+callbacks.theirs._target_=test_run_callback.Their")
+
+    return make
+
+
 @pytest.mark.usefixtures("teacher_file")
-def test_an_interrupted_run_does_not_pretend_to_have_finished(config, tmp_path):
+def test_an_interrupted_run_does_not_pretend_to_have_finished(with_callback, tmp_path):
     class Interrupt(Callback):
         def on_train_batch_end(self, *_):
             raise KeyboardInterrupt
 
-    cfg = config(*SHORT, "+callbacks.interrupt._target_=test_run_interrupt.Interrupt")
-    module = types.ModuleType("test_run_interrupt")
-    module.Interrupt = Interrupt
-    sys.modules["test_run_interrupt"] = module
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(cfg)
+        train(with_callback(Interrupt))
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.usefixtures("teacher_file")
+def test_nor_does_one_that_has_no_time(config, tmp_path, caplog):
+    with pytest.raises(Terminated):
+        train(config(*SHORT, "+trainer.max_time=00:00:00:00"))
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert "Ended by trainer.max_time" in caplog.text
+
+
+@pytest.mark.usefixtures("teacher_file")
+@pytest.mark.parametrize("sweep", [None, "of_many"])
+def test_sigterm_at_the_very_end_ends_what_would_follow(with_callback, tmp_path, caplog, sweep):
+    class Late(Callback):
+        def on_train_end(self, *_):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    cfg = with_callback(Late)
+    cfg.sweep = sweep
+    with pytest.raises(Terminated) if sweep else nullcontext():
+        train(cfg)
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert "To go on" not in caplog.text
 
 
 @pytest.mark.usefixtures("teacher_file")

@@ -138,6 +138,8 @@ def start(*arguments: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
         cwd=cwd, env={**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", **env},
         text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
+        # A shell's background jobs ignore Ctrl-C, and so would whatever they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -28,13 +28,18 @@ def require_not_negative(**options: float) -> None:
 
 
 class Terminated(SystemExit):
-    """The process was told to end (SIGTERM), and what it did is saved; its exit status is 143."""
+    """The run was told to end before its end, and what it did is saved; exit status 143.
+
+    Args:
+        reason: who told it.
+    """
 
     STATUS = 128 + 15
     at_once = False  # whether something would still wait when the interpreter ends
 
-    def __init__(self) -> None:
+    def __init__(self, reason: str = "SIGTERM") -> None:
         super().__init__(self.STATUS)
+        self.reason = reason
 
 
 class DivergenceError(NayerError, ArithmeticError):

@@ -22,9 +22,9 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from nayer_pl.errors import InputError, require
+from nayer_pl.errors import InputError, Terminated, require
 
-SECONDS_TO_SPEAK = 15
+SECONDS_TO_SPEAK = 12
 
 # What Lightning sets when it starts processes.
 VARIABLES = (
@@ -54,7 +54,7 @@ def isolated(script: str, run_dir: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _is_child() and isinstance(error, Exception):
+        if _is_child() and isinstance(error, Exception | Terminated):
             # Most likely the first process stops for the same reason, says so, and ends this one.
             time.sleep(SECONDS_TO_SPEAK)
         _end_children(patience=0)  # they may wait for this process

@@ -113,11 +113,18 @@ def wandb_logger(
             **options,
         )
 
-    try:
-        run = start(mode)
-    except wandb.errors.Error as error:
-        log.warning("Weights & Biases cannot be used (%s); recording offline.", _line(error))
-        run = start("offline")
+    for instead in ("offline", "disabled"):
+        try:
+            run = start(mode)
+            break
+        except Exception as error:  # of W&B, of its service, of the network
+            log.warning(
+                "Weights & Biases cannot be used (%s); %s.", _line(error),
+                "recording offline" if instead == "offline" else "the run goes on without it",
+            )  # fmt: skip
+            mode = instead
+    else:
+        run = start("disabled")
     logger = Charts(project=project, save_dir=save_dir, experiment=run)
     logger.attempt(run.define_metric, "*", step_metric="student_updates")
     logger.attempt(run.define_metric, "synthesis/*", step_metric="synthesis/round")

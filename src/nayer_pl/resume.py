@@ -24,11 +24,15 @@ log = logging.getLogger(__name__)
 # What a run is. Not among it: where it runs, how it logs, and where its files lie.
 IDENTITY = (
     "seed", "prompts", "model_name", "model", "data", "class_names", "teacher", "student",
-    "text_encoder", "plan", "bank",
+    "text_encoder", "plan", "bank", "trainer", "datamodule",
 )  # fmt: skip
+ONLY = {  # of these groups, no more than
+    "trainer": ("max_epochs", "max_steps", "limit_train_batches", "overfit_batches"),
+    "datamodule": ("held_back",),
+}
 ELSEWHERE = (
-    "path", "cache", "weights", "trained_by", "compile", "check_teacher", "device", "trust_code",
-    "workers",
+    "cache", "cache_dir", "weights", "trained_by", "compile", "check_teacher", "device",
+    "trust_code", "workers",
 )  # fmt: skip
 TWICE = ("teacher", "student", "label_text", "network")  # in `model`: what stands elsewhere too
 
@@ -181,6 +185,9 @@ def _flat(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, node
         return
     for key, value in node.items():
-        counts = key not in (*ELSEWHERE, *TWICE) if name else key in IDENTITY
-        if counts:
+        if name in ONLY:
+            counts = key in ONLY[name]
+        else:
+            counts = key not in (*ELSEWHERE, *TWICE) if name else key in IDENTITY
+        if counts and (key != "path" or name == "text_encoder"):
             yield from _flat(value, f"{name}.{key}" if name else key)

@@ -15,7 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from nayer_pl import resume
-from nayer_pl.build import build
+from nayer_pl.build import build, check
+from nayer_pl.callbacks.checkpoints import MAX_TIME, Checkpoints, out_of_time
 from nayer_pl.callbacks.timer import PhaseTimer
 from nayer_pl.console import unbroken_console
 from nayer_pl.errors import InputError, Terminated, require
@@ -36,15 +37,19 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:
         NayerError: the configuration or an input cannot work, or a loss is not finite.
-        Terminated: the process got SIGTERM; the run can be continued.
+        Terminated: the process got SIGTERM, or `trainer.max_time` is over; the run can be
+            continued.
     """
     quiet_lightning()
     try:
         with unbroken_console():
-            return _train(cfg)
-    except Terminated:
-        say_how_to_go_on(cfg.run_dir)
+            summary, objects = _train(cfg)
+    except Terminated as end:
+        say_how_to_go_on(cfg, end)
         raise
+    if cfg.sweep and told_to_end(objects):  # when it was over anyhow, but the next job is not
+        raise Terminated
+    return summary, objects
 
 
 def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,6 +71,10 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     require(0 <= cfg.seed < 2**32, "seed", "from 0 to 4294967295", cfg.seed)
     every = cfg.trainer.log_every_n_steps
     require(every >= 1, "trainer.log_every_n_steps", "at least 1", every)
+    # What can be known before a teacher is trained.
+    for node in (cfg.model, cfg.trainer, *cfg.logger.values()):
+        check(node)
+    callbacks = [build(node) for node in cfg.callbacks.values() if node]
     seconds_teacher = train_missing_teacher(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     method = build(cfg.model)
@@ -75,13 +84,20 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         trainer: Trainer = build(
             cfg.trainer,
             max_epochs=cfg.trainer.max_epochs or datamodule.max_epochs,
-            callbacks=[timer, *(build(node) for node in cfg.callbacks.values() if node)],
+            callbacks=[timer, *callbacks],
             logger=loggers,
             default_root_dir=cfg.run_dir,
         )
+        evaluated, epochs = trainer.check_val_every_n_epoch or 1, trainer.max_epochs or 1
+        require(
+            epochs % evaluated == 0, "trainer.check_val_every_n_epoch",
+            f"a divisor of the run's {epochs} epochs, so that the last one is evaluated", evaluated,
+        )  # fmt: skip
         trainer.fit(method, datamodule=datamodule, ckpt_path=checkpoint)
         if trainer.interrupted:
             raise KeyboardInterrupt
+        if out_of_time(trainer) and trainer.current_epoch < epochs:  # since before a resume
+            raise Terminated(MAX_TIME)
         summary = {
             "seed": cfg.seed,
             "precision": str(trainer.precision),
@@ -145,8 +161,16 @@ def train_missing_teacher(cfg: DictConfig) -> float:
     nested.data, nested.teacher = chosen.data, chosen.teacher
     nested.class_names = chosen.class_names
     nested.trainer = {**chosen.trainer, "max_epochs": None}
-    _train(nested)
+    _, objects = _train(nested)
+    if told_to_end(objects):  # too late for the teacher, but not for what would follow
+        raise Terminated
     return time.perf_counter() - started
+
+
+def told_to_end(objects: dict[str, Any]) -> bool:
+    """Whether SIGTERM came when a run was as good as over."""
+    callbacks = objects["trainer"].callbacks if objects else []
+    return any(isinstance(each, Checkpoints) and each.told_to_end for each in callbacks)
 
 
 def phase_figures(timer: PhaseTimer) -> dict[str, float]:
@@ -171,9 +195,9 @@ def start_loggers(cfg: DictConfig, again: bool = False) -> list[Logger]:
         for node in cfg.logger.values()
         if node
     ]
-    if rank_zero_only.rank == 0 and not again:  # type: ignore[attr-defined]
-        content = OmegaConf.to_yaml(cfg, resolve=True).encode()
-        write_durably(Path(cfg.run_dir) / "config.yaml", content)
+    file = Path(cfg.run_dir) / "config.yaml"
+    if rank_zero_only.rank == 0 and not (again and file.exists()):  # type: ignore[attr-defined]
+        write_durably(file, OmegaConf.to_yaml(cfg, resolve=True).encode())
     for logger in loggers:
         if not isinstance(logger, CSVLogger):  # it has config.yaml beside it
             logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
@@ -208,12 +232,15 @@ def finish(run_dir: Path, summary: dict[str, Any], loggers: list[Logger], produc
 
 
 @rank_zero_only
-def say_how_to_go_on(run_dir: str) -> None:
+def say_how_to_go_on(cfg: DictConfig, end: Terminated) -> None:
     """One sentence for a run that was told to end."""
+    option, path = ("hydra.sweep.dir", Path(cfg.run_dir).parent) if cfg.sweep else (
+        "run_dir", Path(cfg.run_dir)
+    )  # fmt: skip
     log.warning(
-        "Ended by SIGTERM. To go on: the same command with resume=auto run_dir='%s'.",
-        os.path.relpath(run_dir),
-    )
+        "Ended by %s. To go on: the same command with resume=auto %s='%s'.",
+        end.reason, option, os.path.relpath(path),
+    )  # fmt: skip
 
 
 def quiet_lightning() -> None:

@@ -195,7 +195,9 @@ def test_a_share_counts_the_rounds_of_the_whole_run(plan, ranks):
     """What a bank's size is taken from."""
     total = plan.rounds_before(plan.max_epochs)
     for rank in range(ranks):
-        assert Share(rank, ranks).rounds(0, total) == len(range(total)[rank::ranks])
+        share = Share(rank, ranks)
+        assert share.rounds(0, total) == len(range(total)[rank::ranks])
+        assert share.images(plan) == share.rounds(0, total) * plan.round_size
 
 
 @pytest.mark.parametrize(
@@ -255,15 +257,34 @@ def test_alternating_rounds_are_spread_evenly_and_each_comes_before_its_batches(
             items = list(epoch_plan(plan, epoch, share=share))
             assert len(items) == len(epoch_plan(plan, epoch, share=share))
             turns = [i for i, item in enumerate(items) if isinstance(item, SynthesisRound)]
+            assert len(turns) == plan.rounds_in(epoch)
             batches = len(items) - len(turns)
             assert batches == (0 if plan.is_warm_up(epoch) else plan.kd_steps)
-            # Turn i of n (ranks rounds each) waits for its share of the batches, rounded up.
+            # Turn i of n waits for its share of the batches, rounded up.
             for turn, place in enumerate(turns):
-                due = -(-turn * ranks * batches // plan.rounds_in(epoch))
-                assert place == turn + due
+                assert place == turn + -(-turn * batches // len(turns))
 
 
-def test_alternating_as_in_a_game_of_one_to_five():
+@given(plans(), st.integers(1, 5))
+def test_of_alternating_rounds_every_rank_makes_a_part(plan, ranks):
+    plan = replace(plan, alternate=True, round_size=plan.round_size + ranks, batch_size=ranks)
+    shares = [Share(rank, ranks) for rank in range(ranks)]
+    parts = [
+        [len(i.targets) for i in epoch_plan(plan, 0, share=s) if isinstance(i, SynthesisRound)]
+        for s in shares
+    ]
+    for part in zip(*parts, strict=True):
+        assert sum(part) == plan.round_size
+        assert max(part) - min(part) <= 1
+    assert sum(share.images(plan) for share in shares) == plan.images
+    shares[0].check(plan)
+    if ranks > 1:
+        with pytest.raises(InputError, match=f"round_size=1 images .* choose at least {ranks}"):
+            shares[0].check(replace(plan, round_size=1))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_alternating_as_in_a_game_of_one_to_five(ranks):
     plan = Plan(epochs=1, warmup_epochs=0, rounds_per_epoch=2, kd_steps=10, alternate=True)
-    kinds = "".join("RB"[isinstance(i, DistillationBatch)] for i in epoch_plan(plan, 0))
-    assert kinds == "RBBBBBRBBBBB"
+    items = epoch_plan(plan, 0, share=Share(ranks - 1, ranks))
+    assert "".join("RB"[isinstance(i, DistillationBatch)] for i in items) == "RBBBBBRBBBBB"

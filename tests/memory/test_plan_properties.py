@@ -15,7 +15,7 @@ from nayer_pl import Plan
 from nayer_pl.memory import DistillationBatch, SynthesisRound
 from nayer_pl.memory.plan import EpochPlan, Share, round_targets
 
-SIZE = 3  # images of a round
+SIZE = 6  # images of a round
 FLAGS = [field.name for field in fields(Plan) if isinstance(field.default, bool)]
 RANKS = st.integers(1, 5)
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -64,11 +64,11 @@ def together(plan, epoch, ranks, state=None):
     return moments
 
 
-def done(moments):
-    """Rounds that were made, by any rank, and batches, by all of them."""
+def done(plan, moments):
+    """Rounds that were made, by one rank or in parts by all, and batches, by all."""
     counts = Counter(kind for moment in moments for kind in moment)
     ranks = len(moments[0]) if moments else 1
-    return counts["round"], counts["batch"] / ranks
+    return counts["round"] / (ranks if plan.alternate else 1), counts["batch"] / ranks
 
 
 @quick
@@ -78,13 +78,16 @@ def test_every_round_is_made_once_and_every_batch_by_all(plan, ranks):
     for epoch in range(plan.max_epochs):
         moments = together(plan, epoch, ranks)
         steps = 0 if plan.is_warm_up(epoch) else plan.kd_steps
-        assert done(moments) == (plan.rounds_in(epoch), steps)
+        assert done(plan, moments) == (plan.rounds_in(epoch), steps)
         assert ("wait",) * ranks not in moments
         made.update(rank for moment in moments for rank in range(ranks) if moment[rank] == "round")
+        if plan.alternate:
+            assert all(made[rank] == plan.rounds_before(epoch + 1) for rank in range(ranks))
+            continue
         assert max(made.values()) - min(made[rank] for rank in range(ranks)) <= 1
         for rank in range(ranks):
             assert made[rank] == Share(rank, ranks).rounds(0, plan.rounds_before(epoch + 1))
-    assert made.total() * plan.round_size == plan.images
+    assert made.total() == plan.rounds_before(plan.max_epochs) * (ranks if plan.alternate else 1)
 
 
 @quick
@@ -123,9 +126,9 @@ def test_nothing_is_lost_however_often_the_number_of_ranks_changes(plan, data):
         for _ in range(stop):
             next(items)
         state = first.state_dict()
-        more = done(left[:stop])
+        more = done(plan, left[:stop])
         rounds, steps = rounds + more[0], steps + more[1]
-    more = done(together(plan, epoch, data.draw(RANKS), state))
+    more = done(plan, together(plan, epoch, data.draw(RANKS), state))
     whole = 0 if plan.is_warm_up(epoch) else plan.kd_steps
     assert (rounds + more[0], steps + more[1]) == (plan.rounds_in(epoch), whole)
 

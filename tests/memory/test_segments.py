@@ -88,6 +88,17 @@ def test_large_banks_are_cut_into_files_that_fit_into_memory(tmp_path, monkeypat
     assert torch.equal(again.images, bank.images)
 
 
+def test_a_file_that_was_damaged_since_is_written_again(tmp_path):
+    """A run that goes on from before it makes the same images, and a file of the same name."""
+    bank = MemoryBank(10, SHAPE)
+    bank.add(*batch(8, torch.Generator().manual_seed(0)))
+    state = Segments(tmp_path, "bank-0").save(bank)
+    path = tmp_path / state["files"][0]["file"]
+    path.write_bytes(b"damaged")
+    assert Segments(tmp_path, "bank-0").save(bank) == state
+    Segments(tmp_path, "bank-0").load(MemoryBank(10, SHAPE), state)
+
+
 @pytest.mark.parametrize("bit", [0, 77, -1])
 def test_every_flipped_bit_is_found_and_the_file_named(tmp_path, bit):
     bank = MemoryBank(10, SHAPE)

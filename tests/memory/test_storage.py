@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import sys
@@ -88,6 +89,20 @@ def test_a_file_that_cannot_be_mapped_is_not_left_either(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="not on this system")
+def test_a_disk_that_fills_up_meanwhile_is_an_error_and_not_the_end_of_the_process(
+    tmp_path, monkeypatch
+):
+    def full(handle, start, size):
+        assert (start, size) == (0, SIZE)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"cannot be kept in .* \(No space left on device\)"):
+        allocate(SHAPE, CPU, "disk", tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_file_that_is_too_large_is_refused_with_the_capacity_that_is_not(room, tmp_path):
     room(host=SIZE, disk=650)
     with pytest.raises(InputError) as error:
@@ -104,9 +119,9 @@ def test_a_file_that_is_too_large_is_refused_with_the_capacity_that_is_not(room,
 
 @linux
 def test_processes_share_what_is_free(room, tmp_path):
-    room(host=6 * SIZE, disk=4 * SIZE)
+    room(host=6 * SIZE, disk=8 * SIZE)
     assert not is_file(allocate(SHAPE, CPU, None, tmp_path, processes=3))
-    room(host=6 * SIZE - 1, disk=4 * SIZE)
+    room(host=6 * SIZE - 1, disk=8 * SIZE)
     assert is_file(allocate(SHAPE, CPU, None, tmp_path, processes=3))
     with pytest.raises(InputError, match="at most 36 images"):
         allocate(SHAPE, CPU, None, tmp_path, processes=4)

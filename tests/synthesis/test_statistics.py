@@ -161,6 +161,7 @@ def test_teacher_is_neither_trained_nor_changed(teacher):
     matching = StatisticsMatching(teacher)
     x = images(1).requires_grad_()
     for _ in range(2):
+        matching.train()  # as whatever contains it may be
         matching(x)
         matching.loss().backward()
         matching.finish_round()

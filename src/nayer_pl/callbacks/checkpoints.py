@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -23,6 +23,7 @@ from nayer_pl.metrics_file import MetricsFile, restore_rows, rows
 log = logging.getLogger(__name__)
 
 LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
+MAX_TIME = "trainer.max_time, which counts the time before a resume too; give it more"
 PATIENCE = 15  # seconds that an item may take after SIGTERM; SLURM gives 30 in all
 
 
@@ -76,19 +77,21 @@ class Checkpoints(Checkpoint):
             return
         now = time.monotonic()
         due = now - self._saved >= self.seconds or now - self._began > PATIENCE
-        due, end = ranks.any_of([due, self.told_to_end], pl_module.device)
-        if due or end:
+        late = out_of_time(trainer)
+        due, end, late = ranks.any_of([due, self.told_to_end, late], pl_module.device)
+        if due or end or late:
             self.save(trainer)
-        if end:
-            raise Terminated
+        if end or late:
+            raise Terminated("SIGTERM" if end else MAX_TIME)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, unless the run is over."""
         if trainer.current_epoch + 1 == trainer.max_epochs:
             return
         self.save(trainer)
-        if any(ranks.any_of([self.told_to_end], pl_module.device)):
-            raise Terminated
+        end, late = ranks.any_of([self.told_to_end, out_of_time(trainer)], pl_module.device)
+        if end or late:
+            raise Terminated("SIGTERM" if end else MAX_TIME)
 
     # SIGTERM
 
@@ -169,3 +172,10 @@ class Checkpoints(Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger) and trainer.is_global_zero:
                 restore_rows(logger, checkpoint.get("rows", ""))
+
+
+def out_of_time(trainer: Trainer) -> bool:
+    """Whether `trainer.max_time` is over: Lightning would end the run as if it were complete."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    left = [timer.time_remaining() for timer in callbacks if isinstance(timer, Timer)]
+    return any(seconds is not None and seconds <= 0 for seconds in left)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from nayer_pl import ranks
 from nayer_pl.checkpoint import fingerprint
-from nayer_pl.errors import InputError
+from nayer_pl.errors import InputError, require
 from nayer_pl.export import save_classifier
 from nayer_pl.files import cannot_write, check_folder, write_or_warn
 from nayer_pl.networks.classifier import Classifier
@@ -39,6 +39,8 @@ class Export(Callback):
                 "There is no file to write the trained network to; give it as export.path=PATH "
                 "(for a teacher: teacher.weights=PATH)."
             )
+        safe = Path(path).suffix == ".safetensors"
+        require(safe, "export.path", "a file that ends in .safetensors", path)
         self.path, self.names, self.image_shape = Path(path), list(names), list(image_shape)
         self.record = None if record is None else Path(record)
 

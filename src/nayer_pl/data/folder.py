@@ -66,7 +66,9 @@ class FolderImages(PictureSource):
             raise InputError(
                 f"The folder '{unknown[0]}' is none of the {len(classes)} classes "
                 f"({', '.join(classes[:5])}, ...); remove it, or make it a class: by a folder of "
-                "that name among the training images, or in data.source.classes if that is given."
+                "that name among the training images, or in data.source.classes if that is given "
+                "(it is data.class_names, unless data.source.classes=null says that those are "
+                "other names for the sorted folders)."
             )
         files: list[str] = []
         labels: list[int] = []

@@ -124,12 +124,10 @@ class SyntheticDataModule(LightningDataModule):
         return torch.empty((0, *self.image_shape)), torch.empty(0, dtype=torch.int64)
 
     def _start_bank(self, images: Tensor, labels: Tensor) -> MemoryBank:
-        rank, ranks = self.share.rank, self.share.ranks
-        images, labels = images[rank::ranks], labels[rank::ranks]
-        own_rounds = self.share.rounds(0, self.plan.rounds_before(self.plan.max_epochs))
-        capacity = -(-(self.bank_options.capacity or 0) // ranks)
-        all_images = len(images) + own_rounds * self.plan.round_size
-        bank = self._new_bank(capacity or all_images)
+        own = self.share.part(len(images))
+        images, labels = images[own], labels[own]
+        capacity = -(-(self.bank_options.capacity or 0) // self.share.ranks)
+        bank = self._new_bank(capacity or len(images) + self.share.images(self.plan))
         bank.add(images, labels)
         return bank
 
@@ -178,9 +176,10 @@ class SyntheticDataModule(LightningDataModule):
     def _deal_out(self, states: Sequence[Mapping[str, Any]]) -> None:
         # The rounds already made were dealt out otherwise: some ranks have more to come than room.
         more = 2 * self.plan.round_size + 2 if self.bank_options.capacity is None else 0
-        self.bank = self._new_bank(self.bank.capacity + more)
-        if self.held_back is not None:
-            self.held_back = self._new_bank(self.held_back.capacity + more)
+        room = {name: bank.capacity + more for name, bank in self._banks().items()}
+        for name, capacity in room.items():
+            delattr(self, name)  # before it is asked how much memory is free
+            setattr(self, name, self._new_bank(capacity))
         for name, bank in self._banks().items():
             own = [state[name] for state in states]
             self.segments[name].deal_out(bank, own, self.share.rank, self.share.ranks)

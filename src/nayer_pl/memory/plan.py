@@ -38,7 +38,8 @@ class Plan:
     A warm-up epoch is `warmup_rounds` rounds. A distillation epoch is `rounds_per_epoch` rounds,
     then `kd_steps` batches; or, where generator and student take turns, both in turn. Sizes are
     totals, whatever the number of ranks: the rounds are shared out among them, and every
-    distillation batch is.
+    distillation batch is. Where they take turns, every rank makes its part of every round, so that
+    a turn is the same number of steps on any number of ranks.
 
     Args:
         epochs: distillation epochs, the paper's E.
@@ -104,7 +105,8 @@ class Share:
     """What one of several ranks does of a plan: every `ranks`-th round, a part of every batch.
 
     Rounds are dealt out in turn over the whole run, so the banks of all ranks fill alike and the
-    student sees as many images as with one rank.
+    student sees as many images as with one rank. Of a plan that alternates it is a part of every
+    round.
     """
 
     rank: int = 0
@@ -113,6 +115,17 @@ class Share:
     def rounds(self, first: int, count: int) -> int:
         """How many of the rounds `first`, `first + 1`, ... are this rank's."""
         return len(range((self.rank - first) % self.ranks, count, self.ranks))
+
+    def part(self, count: int) -> slice:
+        """Which of so many images are this rank's: they are dealt out in turn."""
+        return slice(self.rank, count, self.ranks)
+
+    def images(self, plan: Plan) -> int:
+        """How many images this rank makes in the whole run."""
+        rounds, size = plan.rounds_before(plan.max_epochs), plan.round_size
+        if plan.alternate:
+            return rounds * len(range(size)[self.part(size)])
+        return self.rounds(0, rounds) * size
 
     def check(self, plan: Plan, banked: int = 0) -> None:
         """Raise an InputError if the plan cannot be shared out.
@@ -127,6 +140,13 @@ class Share:
                 f"plan.batch_size={plan.batch_size} cannot be shared out evenly among {self.ranks} "
                 f"processes; choose {f'{below} or ' if below else ''}{below + self.ranks}."
             )
+        if plan.alternate:
+            if plan.round_size < self.ranks:
+                raise InputError(
+                    f"plan.round_size={plan.round_size} images cannot be shared out among "
+                    f"{self.ranks} processes; choose at least {self.ranks}."
+                )
+            return
         first = plan.rounds_before(plan.warmup_epochs) + plan.rounds_per_epoch
         if max(first, banked) < self.ranks:
             raise InputError(
@@ -165,6 +185,7 @@ class EpochPlan:
         self.rounds, self.rounds_before = plan.rounds_in(epoch), plan.rounds_before(epoch)
         self.kd_steps = 0 if self.warm_up else plan.kd_steps
         self.alternate = plan.alternate
+        self.at_once = 1 if plan.alternate else share.ranks  # rounds that are made at the same time
         self._targets, self._batch = targets, batch
         self._start = self._done = {"rounds": 0, "steps": 0}
 
@@ -172,7 +193,7 @@ class EpochPlan:
         return self._items(self.rounds, self.kd_steps)
 
     def _items(self, rounds: int, steps: int) -> int:
-        return -(-rounds // self.share.ranks) + steps
+        return -(-rounds // self.at_once) + steps
 
     def __iter__(self) -> Iterator[WorkItem]:
         self._done = done = dict(self._start)
@@ -190,9 +211,14 @@ class EpochPlan:
         return done["steps"] * self.rounds >= self.kd_steps * done["rounds"]
 
     def _round(self, done: dict[str, int]) -> SynthesisRound:
-        turn = min(self.share.ranks, self.rounds - done["rounds"])
-        own = self.share.rounds(self.rounds_before + done["rounds"], turn)
-        targets = self._targets() if own else torch.empty(0, dtype=torch.int64)
+        turn = min(self.at_once, self.rounds - done["rounds"])
+        if self.alternate:
+            targets = self._targets()
+            targets = targets[self.share.part(len(targets))]
+        elif self.share.rounds(self.rounds_before + done["rounds"], turn):
+            targets = self._targets()
+        else:
+            targets = torch.empty(0, dtype=torch.int64)
         done["rounds"] += turn
         return SynthesisRound(targets, self.warm_up)
 

@@ -70,8 +70,7 @@ class Segments:
         content = save({"images": images, "labels": labels})
         checksum = hashlib.sha256(content).hexdigest()
         path = self.folder / f"{self.name}-{start:08d}-{checksum[:12]}.safetensors"
-        if not path.exists():
-            write_durably(path, content)
+        write_durably(path, content)  # also where it is there already: perhaps it was damaged since
         return {"file": path.name, "sha256": checksum, "first": start, "images": end - start}
 
     def load(self, bank: MemoryBank, state: Mapping[str, Any]) -> None:

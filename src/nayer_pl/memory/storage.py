@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 PLACES = (None, "cpu", "cuda", "disk")
 
 # Of what is free when a run starts: networks need memory too, pinned memory is handed out in powers
-# of two, and a disk has pictures, weights and checkpoints to hold.
-MEMORY_SHARE, DISK_SHARE = 0.5, 0.9
+# of two, and the files that checkpoints name hold every image of the bank once more.
+MEMORY_SHARE, DISK_SHARE = 0.5, 0.45
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,13 @@ def allocate(
             f"bank.capacity to at most {room:,} images, or choose another disk with run_dir=PATH."
         )
     _say(shape, f"a file in '{directory}'", full)
-    return _file(shape, Path(directory))
+    try:
+        return _file(shape, Path(directory))
+    except OSError as error:
+        raise InputError(
+            f"A memory bank of {_size(shape)} cannot be kept in '{directory}' ({error.strerror}); "
+            "make room, or choose another disk with run_dir=PATH."
+        ) from error
 
 
 def free_device_memory(device: torch.device) -> int:
@@ -134,12 +140,15 @@ def _free_on_disk(directory: Path) -> int:
 
 
 def _file(shape: Sequence[int], directory: Path) -> Tensor:
-    """A sparse file, mapped into memory."""
+    """A file that is mapped into memory."""
     handle, path = tempfile.mkstemp(prefix="bank-", dir=directory)
-    os.close(handle)
     try:
+        if hasattr(os, "posix_fallocate"):
+            # Or the first image for which a full disk has no room would end the process (SIGBUS).
+            os.posix_fallocate(handle, 0, math.prod(shape))
         flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=torch.uint8)
     finally:
+        os.close(handle)
         with contextlib.suppress(PermissionError):  # on Windows
             os.unlink(path)
     return flat.view(*shape)

@@ -44,6 +44,8 @@ class DataFreeDistillation(Distilling, ABC):
 
     wants_labels = True
     """Whether images are made for given labels; if not, theirs is what the teacher sees in them."""
+    synthesis_rate = "model.generator_lr"
+    """The option to lower when synthesis fails."""
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class DataFreeDistillation(Distilling, ABC):
         self.evaluation = Evaluation()
         # A mean that leaves NaN out would hide what must stop the run.
         self.synthesis_loss = MeanMetric(nan_strategy="disable")
-        self._collapse = CollapseWatch()
+        self._collapse = CollapseWatch(self.synthesis_rate)
         self._results: dict[str, Any] = {}
 
     # What a method says; what it may say about the student's step is in `Distilling`
@@ -126,7 +128,7 @@ class DataFreeDistillation(Distilling, ABC):
         steps, names = torch.stack(list(history.values()), dim=1).cpu(), list(history)
         self.rounds += 1
         self.synthesis_steps += len(steps)
-        trouble = not_finite(steps, names, f"round {self.rounds}")
+        trouble = not_finite(steps, names, f"round {self.rounds}", self.synthesis_rate)
         if trouble is not None:
             return trouble
         labels = item.targets if self.wants_labels else self._answers(images)
@@ -177,7 +179,7 @@ class DataFreeDistillation(Distilling, ABC):
 
     def on_fit_start(self) -> None:
         """Check that the parts fit, and ask the teacher about the evaluation images, once."""
-        self.student.train()  # a trainer leaves every network in the mode that it comes in
+        self.train()  # a trainer leaves every network in the mode that it comes in
         shape, wanted = self.datamodule.image_shape, self.datamodule.num_classes
         for name, net in (("teacher", self.teacher), ("student", self.student)):
             outputs = net.num_classes(shape)

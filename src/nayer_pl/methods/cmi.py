@@ -122,8 +122,8 @@ class CMI(InversionDistillation):
         return [*self.generator.parameters(), self.latents]
 
     def steps_to_compile(self) -> list[str]:
-        """The generator's step in two graphs, because views are drawn between them."""
-        return [*super().steps_to_compile(), "_make", "_judge"]
+        """The generator too; but views are drawn at random, and earlier images become more."""
+        return [*super().steps_to_compile(), "_make"]
 
     def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One round: a new generator, and the images of its step with the lowest loss."""

@@ -11,9 +11,14 @@ PATIENCE = 3  # rounds in a row
 
 
 class CollapseWatch:
-    """Warns, once for each kind, when images are all alike or their labels are not seen in them."""
+    """Warns, once for each kind, when images are all alike or their labels are not seen in them.
 
-    def __init__(self) -> None:
+    Args:
+        rate: the option that is the learning rate of what makes the images.
+    """
+
+    def __init__(self, rate: str) -> None:
+        self.rate = rate
         self._in_a_row = {"alike": 0, "labels": 0}
 
     def update(self, images: Tensor, agreement: float | None, num_classes: int) -> None:
@@ -28,9 +33,9 @@ class CollapseWatch:
         spread = float(images.float().std(dim=0, correction=0).mean())
         if len(images) > 1 and self._again("alike", spread < ALIKE):
             log.warning(
-                "The generator has collapsed: in %s rounds in a row all images were nearly the "
-                "same (a pixel varies by %.3f of 1). Lower model.generator_lr, or give it fewer "
-                "steps or a shorter life.", PATIENCE, spread,
+                "Synthesis has collapsed: in %s rounds in a row all images were nearly the same "
+                "(a pixel varies by %.3f of 1). Lower %s, or let a round take fewer steps.",
+                PATIENCE, spread, self.rate,
             )  # fmt: skip
         if agreement is None:
             return
@@ -39,8 +44,9 @@ class CollapseWatch:
             log.warning(
                 "The teacher does not see the wanted labels: in %s rounds in a row in %.0f %% of "
                 "the images, and guessing would give %.0f %%. Raise model.ce_weight against the "
-                "other weights, or model.generator_steps; and see that class names, teacher.mean "
-                "and teacher.std are the teacher's.", PATIENCE, 100 * agreement, 100 * chance,
+                "other weights, or take more steps in a round; and see that class names, "
+                "teacher.mean and teacher.std are the teacher's.",
+                PATIENCE, 100 * agreement, 100 * chance,
             )  # fmt: skip
 
     def _again(self, kind: str, bad: bool) -> bool:

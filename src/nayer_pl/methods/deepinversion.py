@@ -57,6 +57,8 @@ class DeepInversion(InversionDistillation):
         InputError: a teacher without statistics to match, or a number that makes no sense.
     """
 
+    synthesis_rate = "model.image_lr"
+
     def __init__(
         self,
         teacher: Classifier,

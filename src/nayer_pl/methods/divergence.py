@@ -18,8 +18,15 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return torch.stack(torch._foreach_norm(grads)).norm()
 
 
-def not_finite(steps: Tensor, names: list[str], where: str) -> str | None:
-    """What to tell about the first term of a round, [steps, terms], that is NaN or infinite."""
+def not_finite(steps: Tensor, names: list[str], where: str, rate: str) -> str | None:
+    """What to tell about the first term of a round, [steps, terms], that is NaN or infinite.
+
+    Args:
+        steps: every term at every step.
+        names: of the terms.
+        where: which round.
+        rate: the option that is the learning rate of what makes the images.
+    """
     bad = ~steps.isfinite()
     if not bad.any():
         return None
@@ -31,8 +38,7 @@ def not_finite(steps: Tensor, names: list[str], where: str) -> str | None:
     what = "gradient of the synthesis loss" if name == GRADIENT else f"synthesis loss term '{name}'"
     return (
         f"The {what} became {steps[step, names.index(name)]} at step {step + 1} of {where}. The "
-        "images of this round were not banked; lower the generator's learning rate "
-        "(model.generator_lr) or the weight of this term."
+        f"images of this round were not banked; lower {rate} or the weight of this term."
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.errors import InputError, require_not_negative
+from nayer_pl.errors import InputError, require, require_not_negative
 from nayer_pl.methods.descent import descend
 from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
@@ -81,6 +81,7 @@ class FastDFKD(InversionDistillation):
         )
         if meta not in get_args(MetaUpdate):
             raise InputError(f"model.meta is fomaml or reptile, not '{meta}'.")
+        require(generator_steps >= 1, "model.generator_steps", "at least 1", generator_steps)
         require_not_negative(generator_lr=generator_lr, latent_lr=latent_lr, meta_lr=meta_lr or 0.0)
         self.generator_steps, self.meta = generator_steps, meta
         self.generator_lr, self.latent_lr = generator_lr, latent_lr

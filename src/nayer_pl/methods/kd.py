@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nayer_pl.checkpoint import described, fingerprint
-from nayer_pl.errors import InputError
+from nayer_pl.errors import InputError, require
 from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
 from nayer_pl.methods.judging import Judging
 from nayer_pl.methods.supervised import Supervised
@@ -44,6 +44,7 @@ class KnowledgeDistillation(Judging, Supervised):
         **optimisation: float,
     ) -> None:
         super().__init__(student, **optimisation)
+        require(temperature > 0, "model.temperature", "above 0", temperature)
         if teacher is student:
             raise InputError("Teacher and student are the same object; build two.")
         if not student.normalises:

@@ -90,6 +90,12 @@ class NAYER(InversionDistillation):
             )
         self.generator = generator(noisy_features, image_shape)
 
+    def on_fit_start(self) -> None:
+        """Give this rank a noisy layer of its own, if it keeps the first one."""
+        super().on_fit_start()
+        if isinstance(self.conditioning, LabelConditioning) and not (self.redraws or self.resumed):
+            self.conditioning.noisy_layer.reset_parameters(self.rng)
+
     def on_train_epoch_start(self) -> None:
         """Start the generator from scratch at the end of its life, and when distillation begins."""
         epoch, warm_up = self.current_epoch, self.datamodule.plan.warmup_epochs

@@ -79,8 +79,8 @@ class ZSKT(OnlineDistillation):
 
     def on_fit_start(self) -> None:
         """Check that a turn has enough images for the student."""
-        plan, share = self.datamodule.plan, self.datamodule.share
-        if plan.batch_size > len(self.z) * share.ranks:
+        plan = self.datamodule.plan
+        if plan.batch_size > len(self.z):
             raise InputError(
                 f"ZSKT's student learns from the {len(self.z)} images of the generator's turn, but "
                 f"plan.batch_size is {plan.batch_size}; set plan.round_size to the same."

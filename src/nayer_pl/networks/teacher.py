@@ -37,7 +37,8 @@ def load_teacher(
             normalisation that nobody knows.
     """
     if weights is not None and not Path(weights).is_file():
-        hint = f", or train them: python train.py {trained_by}" if trained_by else ""
+        training = f"python train.py {trained_by} teacher.weights='{weights}'"
+        hint = f", or train them: {training}" if trained_by else ""
         raise InputError(
             f"The teacher's weights are not at '{weights}'; give their path as "
             f"teacher.weights=PATH{hint}"

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nayer_pl.errors import InputError
+from nayer_pl.files import sync_folder
 
 
 def read_weights(
@@ -193,7 +194,10 @@ def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, An
         mode = scratch.stat().st_mode  # of any new file; safetensors makes private ones
         save_file(tensors, scratch, {"format": "pt", **facts})
         scratch.chmod(mode)
+        with open(scratch, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(scratch, path)
+        sync_folder(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
 

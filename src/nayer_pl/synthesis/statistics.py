@@ -92,6 +92,12 @@ class StatisticsMatching(nn.Module):
         self._taken = {}
         return self.teacher(images)
 
+    def train(self, mode: bool = True) -> "StatisticsMatching":
+        """As `nn.Module.train`, but the twin stays in evaluation mode: its averages are shared."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
     def _take(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._taken[norm] = ChannelMoments.apply(inputs[0])
 
