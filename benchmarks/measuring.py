@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,10 +23,11 @@ def run_job(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not finished.exists():
         command = [sys.executable, "train.py", f"run_dir={run_dir}", "logger=csv", *overrides]
         print("$", " ".join(["python", *command[1:]]), flush=True)
+        shutil.rmtree(run_dir, ignore_errors=True)  # of an attempt that was interrupted
         started = time.perf_counter()
-        subprocess.run(
-            command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stdout + done.stderr)
         (run_dir / "wall_seconds").write_text(str(time.perf_counter() - started))
     summary = json.loads(finished.read_text())
     return {**summary, "seconds_wall": float((run_dir / "wall_seconds").read_text())}

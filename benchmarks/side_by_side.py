@@ -9,6 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from measuring import synchronize
 from published import Published
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from nayer_pl import (
@@ -19,9 +20,10 @@ from nayer_pl import (
     SyntheticDataModule,
     build_classifier,
 )
+from nayer_pl.console import quiet_lightning
 from nayer_pl.memory.plan import DistillationBatch, SynthesisRound
 from nayer_pl.precision import fastest_precision
-from nayer_pl.run import quiet_lightning
+from nayer_pl.synthesis.generators import UpsampledConv
 
 IMAGE_SHAPE, CLASSES, TEXT, FEATURES = (3, 32, 32), 10, 512, 1000
 
@@ -77,7 +79,7 @@ class SideBySide:
             check_teacher=False,
             compile=compiled,
         )
-        generator = copy.deepcopy(self.method.generator).to(self.device)
+        generator = without_fast_forms(copy.deepcopy(self.method.generator)).to(self.device)
         self.published = Published(
             *plain, generator, label_text.to(self.device), FEATURES, plan.round_size
         )
@@ -106,6 +108,16 @@ class SideBySide:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
+
+
+def without_fast_forms(generator: nn.Module) -> nn.Module:
+    """The same weights, upsampled and convolved one after the other, as it was published."""
+    for name, layer in list(generator.named_modules()):
+        if isinstance(layer, UpsampledConv):
+            plain = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)
+            plain.load_state_dict(layer.state_dict())
+            generator.set_submodule(name, nn.Sequential(nn.Upsample(scale_factor=2), plain))
+    return generator
 
 
 def network(name: str) -> Classifier:

@@ -2,7 +2,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional, Protocol
+from typing import Any, List, Literal, Optional, Protocol  # noqa: UP035
 
 import pytest
 from omegaconf import OmegaConf
@@ -61,6 +61,8 @@ def node(text: str, key: str = "model"):
         (Sequence[str] | None, [["a"], None], ["a", [1]]),
         (tuple[float, float], [[0.5, 0.9]], [[0.5], [1, 2, 3]]),
         (tuple[int, ...], [[], [1, 2, 3]], [[0.5]]),
+        (List, [[], [1, "a"]], ["a", 3]),  # noqa: UP006
+        (tuple, [[], [1, "a"]], ["a", 3]),
         (list[int] | str, [[0, 1], "0,1"], [0.5]),
         (Plan | None, [None], ["a", 3]),
         (Mapping[str, Any], [{"a": 1}], []),

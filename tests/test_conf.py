@@ -14,7 +14,9 @@ def options(group: str) -> list[str]:
 
 
 # Networks of other packages need a name, or code, of somebody else.
-OUTSIDE = {"custom", "timm", "torch_hub", "torchvision", "transformers"}
+OUTSIDE = {
+    "custom", "timm", "torch_hub", "torchvision", "torchvision_resnet50", "transformers",
+}  # fmt: skip
 
 
 def own(group: str) -> list[str]:
@@ -42,7 +44,8 @@ def test_every_data_set_composes_and_builds(config, data, tmp_path):
     assert len(cfg.class_names) == len(set(cfg.class_names)) == cfg.data.num_classes
     datamodule = build(cfg.datamodule)
     assert datamodule.image_shape == tuple(cfg.data.image_shape)
-    assert len(cfg.data.mean) == len(cfg.data.std) == cfg.data.image_shape[0]
+    assert len(cfg.data.mean) == len(cfg.data.std)
+    assert len(cfg.data.mean) in (1, cfg.data.image_shape[0])
 
 
 @pytest.mark.parametrize("name", own("student"))
@@ -51,6 +54,14 @@ def test_every_student_builds_for_its_data(config, name):
     student = build(cfg.student)
     assert student.num_classes(cfg.data.image_shape) == 100
     assert student.description["architecture"]["_target_"] == f"nayer_pl.networks.{name}"
+
+
+@pytest.mark.parametrize("student", ["resnet18", "resnet50", "mobilenetv2"])
+def test_the_teacher_of_imagenets_rows_may_come_from_a_file(config, student):
+    experiment = f"experiment=imagenet_resnet50_{student}"
+    assert config(experiment).teacher.name == "resnet50"
+    own = config("teacher=resnet50_imagenet", "teacher.weights=f.pth", "data=imagenet").teacher
+    assert config(experiment, "teacher=resnet50_imagenet", "teacher.weights=f.pth").teacher == own
 
 
 @pytest.mark.parametrize("name", own("teacher"))

@@ -174,7 +174,7 @@ class Failing(Recorder):
         self.answer()
         self.logged.append(values)
 
-    def finish(self):
+    def finish(self, exit_code):
         self.answer()
 
     def answer(self):
@@ -214,6 +214,15 @@ def test_a_run_goes_on_when_weights_and_biases_fails(
     assert f"failed ({type(error).__name__}: " in said[0]
 
 
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_run_that_failed_is_not_finished_there(failed):
+    said = []
+    run = Recorder()
+    run.finish = lambda exit_code: said.append(exit_code)
+    close([Charts(project="p", experiment=run)], failed=failed)
+    assert said == [int(failed)]
+
+
 def test_a_failure_at_the_end_of_a_run_is_said(caplog):
     charts = Charts(project="p", experiment=Failing(OSError("gone"), 1))
     charts.log_metrics({"a": 1.0}, 0)
@@ -225,7 +234,7 @@ def test_after_sigterm_nobody_waits_for_an_upload(caplog):
     class Slow(Failing):
         begun, released = threading.Event(), threading.Event()
 
-        def finish(self):
+        def finish(self, exit_code):
             self.begun.set()
             self.released.wait(60)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from nayer_pl import Digits, InputError, load_classifier
 from nayer_pl.errors import Terminated
-from nayer_pl.run import prepare_run_dir, train
+from nayer_pl.run import prepare_run_dir, train, train_missing_teacher
 
 # A digits run of seconds: the real data, encoder, networks and files, only less of everything.
 SHORT = [
@@ -221,6 +221,23 @@ def test_run_directories_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(InputError, match="MB left"):
         prepare_run_dir(str(tmp_path / "full"))
+
+
+def test_no_teacher_is_trained_for_a_run_that_asks_none(config, monkeypatch):
+    monkeypatch.setattr("nayer_pl.run._train", lambda cfg: pytest.fail("trained"))
+    for model in ("supervised", "scratch"):
+        cfg = config("experiment=digits", f"model={model}", "teacher.weights=none.safetensors")
+        assert cfg.train_missing_teacher
+        assert train_missing_teacher(cfg) == 0.0
+
+
+def test_a_run_that_goes_on_knows_how_long_its_teacher_took(config, tmp_path):
+    cfg = config(*SHORT)
+    (tmp_path / "teacher.safetensors").touch()
+    assert train_missing_teacher(cfg) == 0.0
+    (tmp_path / "run" / "teacher").mkdir(parents=True)
+    (tmp_path / "run" / "teacher" / "summary.json").write_text('{"seconds_training": 12.5}')
+    assert train_missing_teacher(cfg) == 12.5
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ DISTILLED = {
     "teacher_parameters": 21_282_122,
     "student_parameters": 11_173_962,
     "images_banked": 160_000,
+    "images_kept": 160_000,
     "bank_bytes": 492_800_000,
     "label_agreement": 0.8765,
     "seconds_teacher": 0.0,

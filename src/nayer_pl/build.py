@@ -71,7 +71,13 @@ def check(node: DictConfig) -> None:
             if "_target_" in value and node.get("_recursive_", True):
                 check(value)
             continue
-        value = OmegaConf.to_container(value) if isinstance(value, ListConfig) else value
+        if isinstance(value, ListConfig):
+            nodes = [each for each in value if isinstance(each, DictConfig) and "_target_" in each]
+            for each in nodes:
+                check(each)
+            if nodes:
+                continue
+            value = OmegaConf.to_container(value)
         if not fits(value, known.get(key, Any)):
             given = json.dumps(value, default=str)
             raise InputError(f"{name} must be {in_words(known[key])}, not {given}.")
@@ -116,13 +122,16 @@ def fits(value: Any, kind: Any) -> bool:
         return type(value) in (int, float) and math.isfinite(value)
     if kind is Path:
         return isinstance(value, str)
+    if kind in (list, tuple):
+        return isinstance(value, list)
     if kind in WORDS:
         return type(value) is kind
-    if origin is tuple and ... not in parts:
+    if origin is tuple and parts and ... not in parts:
         right = isinstance(value, list) and len(value) == len(parts)
         return right and all(map(fits, value, parts))
     if origin in (Sequence, list, tuple):
-        return isinstance(value, list) and all(fits(each, parts[0]) for each in value)
+        of = parts[0] if parts else Any
+        return isinstance(value, list) and all(fits(each, of) for each in value)
     if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
         return isinstance(value, kind)
     return True
@@ -139,10 +148,10 @@ def in_words(kind: Any) -> str:
         return " or ".join(dict.fromkeys(" or ".join(map(in_words, parts)).split(" or ")))
     if origin is Literal:
         return " or ".join(map(str, parts))
-    if origin is tuple and ... not in parts:
+    if origin is tuple and parts and ... not in parts:
         return f"a list of {len(parts)} {in_words(parts[0]).removeprefix('a ')}s"
     if origin in (Sequence, list, tuple):
-        of = "" if parts[0] is Any else f" of {in_words(parts[0]).removeprefix('a ')}s"
+        of = "" if not parts or parts[0] is Any else f" of {in_words(parts[0]).removeprefix('a ')}s"
         return f"a list{of}"
     return WORDS.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 

@@ -1,9 +1,13 @@
-"""What is printed may get lost, for example in a log file on a full disk; the run does not."""
+"""What is printed: only what says something. It may get lost (a full disk); the run does not."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 class Unbroken:
@@ -32,3 +36,22 @@ def unbroken_console() -> Iterator[None]:
     """Let nobody fail who prints: progress bars and tables do not expect a disk to be full."""
     with redirect_stdout(Unbroken(sys.stdout)), redirect_stderr(Unbroken(sys.stderr)):
         yield
+
+
+def quiet_lightning() -> None:
+    """Keep advertisements and remarks about choices that are made on purpose off the screen."""
+    for talkative in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        logging.getLogger("nayer_pl").setLevel(logging.ERROR)  # the first process says it already
+    for message in (
+        ".*does not have many workers.*",
+        ".*Total length of .* across ranks is zero.*",
+        ".*isinstance.treespec, LeafSpec.. is deprecated.*",
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+        ".*module.s. in eval mode at the start of training.*",
+        ".*recommended to use .self.log.*sync_dist=True.*",  # the metrics are synchronised already
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -39,24 +39,29 @@ class Charts(WandbLogger):
         """What stands in the table of runs."""
         self.attempt(lambda: self.experiment.summary.update(summary))
 
-    def finish(self, patience: float | None = None) -> None:
-        """End the W&B run, which sends what it still has; wait for it so long."""
+    def finish(self, patience: float | None = None, failed: bool = False) -> None:
+        """End the W&B run, which sends what it still has; wait for it so long.
+
+        Args:
+            patience: seconds; None for W&B's own.
+            failed: the run did not get to its end.
+        """
         if patience is None:
-            self._finish()
+            self._finish(int(failed))
             return
-        end = threading.Thread(target=self._finish, daemon=True)
+        end = threading.Thread(target=self._finish, args=[int(failed)], daemon=True)
         end.start()
         end.join(patience)
         self.uploading = end.is_alive()
         if self.uploading:
             log.warning("Weights & Biases has not got everything: wandb sync sends the rest.")
 
-    def _finish(self) -> None:
+    def _finish(self, status: int) -> None:
         if not self.lost:
-            self.attempt(self.experiment.finish)
+            self.attempt(self.experiment.finish, exit_code=status)
         else:
             with suppress(Exception):
-                self.experiment.finish()
+                self.experiment.finish(exit_code=status)
 
     def attempt(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Do something that only Weights & Biases needs; after the first failure, nothing more."""
@@ -152,16 +157,11 @@ def recorded_id(save_dir: str | Path) -> str | None:
     return None if last is None else last.stem.removeprefix("run-")
 
 
-def close(loggers: Iterable[Logger], patience: float | None = None) -> None:
-    """End the W&B run, so that the next one in this process is a run of its own.
-
-    Args:
-        loggers: of the run.
-        patience: seconds; None for W&B's own.
-    """
+def close(loggers: Iterable[Logger], patience: float | None = None, failed: bool = False) -> None:
+    """End the W&B run (see `Charts.finish`): the next one in this process is a run of its own."""
     for logger in loggers:
         if isinstance(logger, Charts):
-            logger.finish(patience)
+            logger.finish(patience, failed)
 
 
 def sync_command(logger: Charts) -> str | None:

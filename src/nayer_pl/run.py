@@ -3,8 +3,6 @@
 import logging
 import os
 import shlex
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from nayer_pl import resume
 from nayer_pl.build import build, check
 from nayer_pl.callbacks.checkpoints import MAX_TIME, Checkpoints, out_of_time
 from nayer_pl.callbacks.timer import PhaseTimer
-from nayer_pl.console import unbroken_console
+from nayer_pl.console import quiet_lightning, unbroken_console
 from nayer_pl.errors import InputError, Terminated, require
 from nayer_pl.files import cannot_write, write_durably
 from nayer_pl.loggers import AFTER_SIGTERM, Charts, close, sync_command
@@ -109,11 +107,11 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         finish(Path(cfg.run_dir), summary, loggers, Path(cfg.export.path))
         trainer.strategy.barrier("finished")  # the files are there, for every rank
     except Terminated as end:
-        close(loggers, AFTER_SIGTERM)
+        close(loggers, AFTER_SIGTERM, failed=True)
         end.at_once = any(isinstance(each, Charts) and each.uploading for each in loggers)
         raise
     except BaseException:
-        close(loggers)
+        close(loggers, failed=True)
         raise
     close(loggers)
     return summary, {"trainer": trainer, "method": method, "datamodule": datamodule}
@@ -140,18 +138,18 @@ def train_missing_teacher(cfg: DictConfig) -> float:
     """Train the teacher as `teacher.trained_by` says, if that is wanted and it is not there yet.
 
     Returns:
-        The seconds that it took; 0.0 if there was nothing to do.
+        The seconds that the run spent on it; 0.0 if there was nothing to do.
     """
-    teacher = cfg.teacher
+    teacher, folder = cfg.teacher, Path(cfg.run_dir) / "teacher"
     wanted = cfg.train_missing_teacher and teacher.weights and teacher.trained_by
-    if not wanted or Path(teacher.weights).exists():
-        return 0.0
+    if not wanted or "teacher" not in cfg.model or Path(teacher.weights).exists():
+        before = resume.finished(folder)  # this run was interrupted since
+        return before["seconds_training"] if before else 0.0
     log.info("The teacher's weights are not at '%s' yet: training it.", teacher.weights)
-    started = time.perf_counter()
     overrides = [
         *shlex.split(teacher.trained_by),
         f"seed={cfg.seed}",
-        f"run_dir='{Path(cfg.run_dir) / 'teacher'}'",
+        f"run_dir='{folder}'",
         "logger=csv",
         f"resume={cfg.resume or 'null'}",
     ]
@@ -160,11 +158,11 @@ def train_missing_teacher(cfg: DictConfig) -> float:
     chosen = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     nested.data, nested.teacher = chosen.data, chosen.teacher
     nested.class_names = chosen.class_names
-    nested.trainer = {**chosen.trainer, "max_epochs": None}
-    _, objects = _train(nested)
+    nested.trainer = {**chosen.trainer, "max_epochs": None, "check_val_every_n_epoch": 1}
+    summary, objects = _train(nested)
     if told_to_end(objects):  # too late for the teacher, but not for what would follow
         raise Terminated
-    return time.perf_counter() - started
+    return summary["seconds_training"]
 
 
 def told_to_end(objects: dict[str, Any]) -> bool:
@@ -241,22 +239,3 @@ def say_how_to_go_on(cfg: DictConfig, end: Terminated) -> None:
         "Ended by %s. To go on: the same command with resume=auto %s='%s'.",
         end.reason, option, os.path.relpath(path),
     )  # fmt: skip
-
-
-def quiet_lightning() -> None:
-    """Keep advertisements and remarks about choices that are made on purpose off the screen."""
-    for talkative in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        logging.getLogger("nayer_pl").setLevel(logging.ERROR)  # the first process says it already
-    for message in (
-        ".*does not have many workers.*",
-        ".*Total length of .* across ranks is zero.*",
-        ".*isinstance.treespec, LeafSpec.. is deprecated.*",
-        ".*number of training batches .* is smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*Experiment logs directory .* exists and is not empty.*",
-        ".*module.s. in eval mode at the start of training.*",
-        ".*recommended to use .self.log.*sync_dist=True.*",  # the metrics are synchronised already
-    ):
-        warnings.filterwarnings("ignore", message)

@@ -42,12 +42,16 @@ def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "student_parameters" in summary:
         teacher, student = summary["teacher_parameters"], summary["student_parameters"]
         sizes = f"teacher {_count(teacher)}, student {_count(student)}"
-        ratio = "the same" if teacher == student else f"{teacher / student:.2f}x smaller"
+        ratio = f"{teacher / student:.2f}x smaller"
+        if teacher <= student:
+            ratio = "the same" if teacher == student else f"{student / teacher:.2f}x larger"
         rows.append(("parameters", f"{sizes}, {ratio}"))
     elif "parameters" in summary:
         rows.append(("parameters", _count(summary["parameters"])))
     if "images_banked" in summary:
-        banked = f"{summary['images_banked']:,} ({_size(summary['bank_bytes'])})"
+        made, kept = summary["images_banked"], summary["images_kept"]
+        banked = f"{made:,}" if made == kept else f"{made:,}, of which {kept:,} are kept"
+        banked += f" ({_size(summary['bank_bytes'])})"
         if summary["label_agreement"] is not None:
             seen = _percent(summary["label_agreement"])
             banked += f"; the teacher sees the wanted label in {seen}"

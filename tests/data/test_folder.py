@@ -5,6 +5,7 @@ from PIL import Image
 
 from nayer_pl import FolderImages, InputError
 from nayer_pl.data import Batches
+from nayer_pl.data.images import open_split
 
 SHAPE = (3, 6, 6)
 
@@ -40,6 +41,16 @@ def test_labels_follow_the_sorted_folders_of_the_whole_set(pets):
     assert seen(source, "train") == {10: 0, 11: 0, 20: 1, 30: 2}
     assert seen(source, "evaluation") == {110: 0, 130: 2, 131: 2}  # there is no dog
     assert source.class_names() == ["cat", "dog", "emu"]
+
+
+def test_folders_that_are_not_one_for_each_class_are_refused(pets):
+    """Without a folder for the bee, the cat's pictures would count as bees."""
+    source = FolderImages(str(pets), SHAPE)
+    with pytest.raises(InputError, match=r"There are 3 class folders, but data\.num_classes=4"):
+        open_split(source, "evaluation", 4)
+    assert open_split(source, "evaluation", 3).labels.tolist() == [0, 2, 2]
+    given = FolderImages(str(pets), SHAPE, classes=["bee", "cat", "dog", "emu"])
+    assert open_split(given, "evaluation", 4).labels.tolist() == [1, 3, 3]
 
 
 @pytest.mark.parametrize("name", ["validation", "valid", "val"])

@@ -126,3 +126,18 @@ def test_truncated_picture_is_not_half_a_picture(form):
     content = encode(noise(64, 64), form).getvalue()
     with pytest.raises((OSError, SyntaxError)):
         Decoder((3, 64, 64))(io.BytesIO(content[: len(content) // 2]))
+
+
+def test_grey_of_sixteen_bits_keeps_its_brightness():
+    """PIL itself cuts it off at 255: nearly all of it would be white."""
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for form in ("PNG", "TIFF"):
+        found = Decoder((1, 8, 8))(encode(ramp, form))[0].numpy()
+        np.testing.assert_array_equal(found, ramp // 257)
+    assert Decoder((3, 8, 8))(encode(ramp)).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_numbers_of_unknown_range_are_refused(kind):
+    with pytest.raises(ValueError, match="its pixels are numbers of mode"):
+        Decoder((1, 8, 8))(encode(np.zeros((8, 8), kind), "TIFF"))

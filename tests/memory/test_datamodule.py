@@ -11,7 +11,7 @@ from nayer_pl import Augmentation, BankOptions, InputError, MemoryBank, Plan, Sy
 from nayer_pl.data import ImageSet
 from nayer_pl.memory import DistillationBatch, SynthesisRound
 from nayer_pl.memory.datamodule import stream_seed
-from nayer_pl.memory.plan import EpochPlan
+from nayer_pl.memory.epoch import EpochPlan
 
 SHAPE, CLASSES = (1, 4, 4), 3
 PLAN = Plan(

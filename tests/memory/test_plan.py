@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from nayer_pl import InputError, Plan
 from nayer_pl.memory import DistillationBatch, SynthesisRound
-from nayer_pl.memory.plan import EpochPlan, Share, round_targets
+from nayer_pl.memory.epoch import EpochPlan, Share
+from nayer_pl.memory.plan import round_targets
 
 SMALL = st.integers(0, 5)
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import Categorical
 
 from nayer_pl import BankOptions, Classifier, InputError, networks
-from nayer_pl.memory.plan import EpochPlan
+from nayer_pl.memory.epoch import EpochPlan
 from nayer_pl.methods.dafl import DAFL, activation_loss, last_linear, linear_inputs, onehot_loss
 from nayer_pl.run import build
 

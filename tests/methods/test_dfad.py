@@ -8,7 +8,7 @@ from torch.optim import SGD
 
 from nayer_pl import BankOptions
 from nayer_pl.memory import SynthesisRound
-from nayer_pl.memory.plan import EpochPlan
+from nayer_pl.memory.epoch import EpochPlan
 from nayer_pl.methods.dfad import DFAD
 from nayer_pl.run import build
 

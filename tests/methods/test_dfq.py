@@ -9,7 +9,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from nayer_pl import BankOptions, InputError
 from nayer_pl.memory import SynthesisRound
-from nayer_pl.memory.plan import EpochPlan
+from nayer_pl.memory.epoch import EpochPlan
 from nayer_pl.methods.dfq import DFQ, GaussianMatching, entropy_loss, gaussian_divergence
 from nayer_pl.run import build
 

@@ -9,7 +9,7 @@ from torch.optim import Adam
 
 from nayer_pl import BankOptions, Classifier, InputError, networks
 from nayer_pl.memory import SynthesisRound
-from nayer_pl.memory.plan import EpochPlan
+from nayer_pl.memory.epoch import EpochPlan
 from nayer_pl.methods.zskt import ZSKT, attention, attention_loss, last_layers
 from nayer_pl.run import build
 

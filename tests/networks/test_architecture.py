@@ -26,6 +26,15 @@ def test_decorated_builder_keeps_its_name_and_refuses_what_it_refused():
         tiny(depth=3)
 
 
+def test_a_builder_of_anybody_is_described_by_where_it_stands():
+    @architecture
+    def wide(width: int, **more: int) -> nn.Linear:
+        return nn.Linear(width, more["out"])
+
+    found = wide(3, out=2).architecture
+    assert found == {"_target_": f"{__name__}.wide", "width": 3, "out": 2}
+
+
 def test_description_rebuilds_the_same_layout():
     network = vgg11(5, channels=1)
     rebuilt = build_network(network.architecture)

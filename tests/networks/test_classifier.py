@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -113,7 +115,6 @@ def test_num_classes_is_what_the_network_gives():
     [
         (wrn16_1(6), (0.5,), (1, 32, 32)),  # wrong number of channels
         (vgg11(6), (0.5,), (3, 8, 8)),  # too small for four halvings
-        (wrn16_1(6), (0.5, 0.5), (3, 32, 32)),  # two means for three channels
         (nn.Linear(32, 6), (0.5,), (3, 32, 16)),  # not for images
     ],
 )
@@ -121,6 +122,34 @@ def test_num_classes_names_the_shape_that_does_not_fit(network, mean, shape):
     classifier = Classifier(network, mean, mean)
     with pytest.raises(InputError, match=rf"{type(network).__name__}.*\({shape[0]}, {shape[1]}"):
         classifier.num_classes(shape)
+
+
+def test_means_of_more_channels_than_the_images_have_are_named():
+    with pytest.raises(InputError, match=r"mean and std have 3 values, .* 1 channels"):
+        Classifier(wrn16_1(6, channels=1), [0.5] * 3, [0.5] * 3).num_classes((1, 28, 28))
+
+
+class Auxiliary(nn.Module):
+    """As GoogLeNet: more answers in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 3))
+
+    def forward(self, x):
+        logits = self.body(x)
+        return (logits, logits) if self.training else logits
+
+
+def test_what_a_network_answers_in_training_mode_is_tried_without_a_trace():
+    classifier = Classifier(Auxiliary(), (0.5,), (0.5,)).eval()
+    assert classifier.num_classes((1, 4, 4)) == 3
+    before = copy.deepcopy(classifier.state_dict())
+    with pytest.raises(InputError, match=r"Auxiliary must answer .* not tuple, in training mode"):
+        classifier.try_training((1, 4, 4))
+    assert not any(module.training for module in classifier.modules())
+    Classifier(classifier.network.body, (0.5,), (0.5,)).try_training((1, 4, 4))
+    assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
 
 
 @pytest.mark.parametrize("training", [True, False])

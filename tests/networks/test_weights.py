@@ -360,3 +360,17 @@ def test_saved_file_has_the_mode_of_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
     save_weights(tmp_path / "w.safetensors", small(), {})
     assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_layer_under_two_names_is_written_under_both(tmp_path):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+            self.features = nn.Sequential(*self.backbone.children())
+
+    network, other = Twice(), Twice()
+    save_weights(tmp_path / "w.safetensors", network, {})
+    load_weights(other, tmp_path / "w.safetensors")
+    for name, value in network.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)

@@ -57,6 +57,7 @@ def write_run(tmp_path, config):
 def distilled():
     def make(student, teacher=0.9, **more):
         return {
+            "versions": "nayer_pl 9",
             "teacher_accuracy": teacher, "student_accuracy": student, "agreement": 0.5,
             "student_updates": 20, "seconds_synthesis": 30.0, "seconds_distillation": 10.0,
             "synthesis_steps": 200, "images_banked": 1200, "images_kept": 1200, **more,

@@ -10,7 +10,7 @@ from nayer_pl.report.run import Evaluation, Run
 
 def run(seed, curve, real=False):
     config = {"model_name": "m", "seed": seed, "data": {"name": "d"}}
-    summary = {"teacher_accuracy": 0.9} | ({} if real else {"seconds_synthesis": 1.0})
+    summary = {"teacher_accuracy": 0.9} | {f"seconds_{'training' if real else 'synthesis'}": 1.0}
     return Run(str(seed), config, summary, tuple(Evaluation(*each) for each in curve))
 
 

@@ -32,6 +32,15 @@ def test_the_training_of_a_runs_teacher_is_no_run_of_its_own(tmp_path, write_run
     assert why(left_out) == {"failed": "no run in it: it never began"}
 
 
+def test_the_training_of_a_teacher_is_no_students(tmp_path, write_run, distilled):
+    teacher = {"teacher": {"weights": "t.safetensors"}, "export": {"path": "t.safetensors"}}
+    folder = write_run("of_a_teacher", summary={"accuracy": 0.9}, **teacher)
+    student = write_run("student", summary=distilled(0.8))
+    runs, left_out = find_runs([tmp_path])
+    assert [run.name for run in runs] == [student.as_posix()]
+    assert left_out == [(folder.as_posix(), "it trained a teacher")]
+
+
 def test_what_cannot_be_reported_is_named(tmp_path, write_run, distilled):
     write_run("jobs/good", CURVE, distilled(0.8))
     write_run("jobs/killed", CURVE)

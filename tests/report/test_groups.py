@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from nayer_pl.report.groups import gaps, sections
 from nayer_pl.report.run import Run
 
@@ -82,3 +84,17 @@ def test_the_most_accurate_come_first_and_those_with_real_images_last(config):
     ]
     (section,) = sections(runs)
     assert [method.name for method in section.methods] == ["fast", "zskt", "kd (real images)"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"text_encoder": {"path": "a.npy"}}, {"text_encoder": {"path": "b.npy"}}),
+        ({"student": {"weights": None}}, {"student": {"weights": "a.pth"}}),
+        ({"trainer": {"max_epochs": 4}}, {"trainer": {"max_epochs": 8}}),
+    ],
+)
+def test_runs_of_other_texts_starts_or_lengths_are_no_replicates(config, one, other):
+    runs = [Run(str(i), config(seed=i, **c), {}) for i, c in enumerate((one, other))]
+    (section,) = sections(runs)
+    assert len(section.methods) == 2

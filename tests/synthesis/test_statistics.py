@@ -267,3 +267,10 @@ def test_channel_moments_of_bfloat16_differentiate_to_its_digits():
         results.append(y.grad.double())
     error = (results[0] - results[1]).norm() / results[1].norm()
     assert error < 1e-2
+
+
+def test_a_teacher_with_normalised_weights_can_be_watched():
+    """It keeps a tensor that was computed, as an attribute; such cannot be copied."""
+    net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)).eval()
+    x = torch.rand(5, 3, 8, 8)
+    torch.testing.assert_close(StatisticsMatching(net)(x), net(x))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from safetensors import SafetensorError
 
 from nayer_pl import ranks
 from nayer_pl.checkpoint import fingerprint
@@ -116,6 +115,6 @@ def _save(path: Path, product: Classifier, facts: Mapping[str, Any]) -> str | No
     """Write the file, or say why it cannot be."""
     try:
         save_classifier(path, product, **facts)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # the network may be anybody's
         return f"'{path}' cannot be written ({getattr(error, 'strerror', None) or error})"
     return None

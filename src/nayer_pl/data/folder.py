@@ -80,6 +80,11 @@ class FolderImages(PictureSource):
             raise InputError(f"There are no images in the class folders of '{folders[0].parent}'.")
         return _Files(files), torch.tensor(labels, dtype=torch.int64)
 
+    @property
+    def num_classes(self) -> int | None:
+        """As many as there are class folders, if these alone say what a label means."""
+        return len(self.class_names()) if self.classes is None else None
+
     def class_names(self) -> list[str]:
         """The class folders in the order of their labels."""
         if self.classes is not None:

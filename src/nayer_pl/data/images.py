@@ -93,6 +93,13 @@ def open_split(
             "in the test splits of some sets on the Hub; use a labelled split, such as "
             f"data.source.{split}_split=validation."
         )
+    counted = getattr(source, "num_classes", None)
+    if num_classes is not None and counted not in (None, num_classes):
+        raise InputError(
+            f"There are {counted} class folders, but data.num_classes={num_classes}: nobody knows "
+            "which labels they stand for; list the folders of all classes, in the order of their "
+            "labels, in data.source.classes."
+        )
     largest = int(images.labels.max())
     if num_classes is not None and largest >= num_classes:
         raise InputError(

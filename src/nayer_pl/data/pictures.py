@@ -36,13 +36,27 @@ class Decoder:
         """
         channels, height, width = self.image_shape
         with Image.open(encoded) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+            upright = eight_bits(ImageOps.exif_transpose(opened), opened.format == "PNG")
+            picture = upright.convert("L" if channels == 1 else "RGB")
         if self.random:
             picture = random_crop(picture, height, width, Random(key))
         else:
             picture = centre_crop(picture, height, width, self.crop)
         pixels = torch.from_numpy(np.array(picture))
         return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def eight_bits(picture: Image.Image, png: bool) -> Image.Image:
+    """Grey values of 16 bits as 8 of the same brightness; PIL would cut them off at 255.
+
+    Raises:
+        ValueError: numbers whose range nobody knows.
+    """
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and png):
+        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its pixels are numbers of mode {picture.mode}; make them 8 or 16 bits")
+    return picture
 
 
 def centre_crop(picture: Image.Image, height: int, width: int, crop: float = 1.0) -> Image.Image:

@@ -16,16 +16,9 @@ from nayer_pl.data.batches import Batches
 from nayer_pl.data.images import Images, ImageSource, open_split
 from nayer_pl.errors import InputError
 from nayer_pl.memory.bank import MemoryBank, read_bank
+from nayer_pl.memory.epoch import EpochPlan, Share, find_place
 from nayer_pl.memory.held_back import HeldBackBatches
-from nayer_pl.memory.plan import (
-    DistillationBatch,
-    EpochPlan,
-    Plan,
-    Share,
-    WorkItem,
-    find_place,
-    round_targets,
-)
+from nayer_pl.memory.plan import DistillationBatch, Plan, WorkItem, round_targets
 from nayer_pl.memory.segments import Segments
 from nayer_pl.memory.storage import BankOptions, allocate
 

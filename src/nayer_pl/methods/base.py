@@ -188,6 +188,7 @@ class DataFreeDistillation(Distilling, ABC):
                     f"The {name} has {outputs} outputs, but the data set has {wanted} classes; "
                     "they must be the same."
                 )
+        self.student.try_training(shape)
         # A bound method: as an attribute, a copy of the teacher would be saved and moved about.
         dtype = fused_dtype(self.trainer.precision, self.compiles)
         self.ask_teacher = folded(self.teacher, shape, dtype).forward  # type: ignore[method-assign]

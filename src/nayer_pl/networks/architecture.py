@@ -27,15 +27,20 @@ def architecture(build: Callable[..., Network]) -> Callable[..., Network]:
     {'_target_': 'nayer_pl.networks.wrn16_1', 'num_classes': 7, 'channels': 3}
     """
     signature = inspect.signature(build)
-    # The public address: the package, not the file in which the builder happens to stand.
-    target = f"{build.__module__.rpartition('.')[0]}.{build.__name__}"
+    # Of ours the public address: the package, not the file in which the builder happens to stand.
+    package = __package__ if build.__module__.startswith(f"{__package__}.") else build.__module__
+    target = f"{package}.{build.__name__}"
+    rest = [p.name for p in signature.parameters.values() if p.kind == p.VAR_KEYWORD]
 
     @functools.wraps(build)
     def wrapper(*args: Any, **kwargs: Any) -> Network:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         network = build(*args, **kwargs)
-        network.architecture = {"_target_": target, **bound.arguments}  # type: ignore[assignment]
+        named = {k: v for k, v in bound.arguments.items() if k not in rest}
+        for name in rest:
+            named |= bound.arguments[name]
+        network.architecture = {"_target_": target, **named}  # type: ignore[assignment]
         return network
 
     BUILDERS[target] = wrapper

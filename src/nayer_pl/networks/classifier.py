@@ -62,6 +62,11 @@ class Classifier(nn.Module):
                 "std, or another classifier's by normalise_like."
             )
         logits = self.network((images - self.mean) / self.std)
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"{type(self.network).__name__} must answer images with logits [B, classes], not "
+                f"{type(logits).__name__}, in training mode too; turn its other answers off."
+            )
         # Whatever the network computes in, losses at high temperature want float32's digits.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -99,6 +104,12 @@ class Classifier(nn.Module):
             InputError: the network does not take images of this shape, or its answer is no logits.
         """
         name, modes = type(self.network).__name__, [(m, m.training) for m in self.modules()]
+        values = 1 if self.mean is None else self.mean.numel()
+        if values not in (1, image_shape[0]):
+            raise InputError(
+                f"mean and std have {values} values, and images of shape {tuple(image_shape)} "
+                f"{image_shape[0]} channels; give one value for all of them, or one for each."
+            )
         try:
             like = next(self.parameters(), torch.empty(0))
             image = torch.full((1, *image_shape), 0.5, device=like.device, dtype=like.dtype)
@@ -118,6 +129,25 @@ class Classifier(nn.Module):
             got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise InputError(f"{name} must answer images with logits [B, classes], not {got}.")
         return answer.shape[1]
+
+    @torch.no_grad()
+    def try_training(self, image_shape: Sequence[int]) -> None:
+        """Ask the network once as training will, and leave no trace of that.
+
+        Raises:
+            InputError: its answer in training mode is no logits.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        before = [buffer.clone() for buffer in self.network.buffers()]
+        like = next(self.parameters(), torch.empty(0))
+        try:
+            self.train()
+            self(torch.full((2, *image_shape), 0.5, device=like.device))
+        finally:
+            for module, training in modes:
+                module.training = training
+            for buffer, value in zip(self.network.buffers(), before, strict=True):
+                buffer.copy_(value)
 
     def freeze(self) -> "Classifier":
         """Evaluation mode, and no gradient for any parameter; returns self."""

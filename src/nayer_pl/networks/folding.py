@@ -62,6 +62,7 @@ def _checked(
     copy = Classifier(network)
     copy.normalise_like(classifier)
     copy.freeze().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    tolerance = 1e-2 * float(expected.abs().max())  # some devices multiply in few digits
+    # Some devices multiply in few digits. What all classes have in common says nothing.
+    tolerance = 1e-2 * float((expected - expected.mean(1, keepdim=True)).abs().max())
     torch.testing.assert_close(copy(probe), expected, rtol=0, atol=tolerance)
     return copy

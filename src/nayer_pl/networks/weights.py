@@ -184,10 +184,15 @@ def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, An
     if path.suffix != ".safetensors":
         raise InputError(f"Weights are written to files that end in .safetensors, not to '{path}'.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
-    }
-    facts = {key: json.dumps(value) for key, value in metadata.items()}
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, value in network.state_dict().items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        # One layer may stand under two names; the format wants its weights under each.
+        tensors[key] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    facts = {key: json.dumps(value, default=str) for key, value in metadata.items()}
     scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         scratch.touch()

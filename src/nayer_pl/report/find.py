@@ -4,16 +4,17 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nayer_pl.report.run import LeftOut, Run, evaluations, is_one_of_ours
+from nayer_pl.report.run import LeftOut, Run, evaluations, is_one_of_ours, trained_a_teacher
 
 CONFIG, SUMMARY, METRICS, PICTURE = "config.yaml", "summary.json", "metrics.csv", "samples.png"
-TEACHER = "teacher"  # in a run's directory: how its teacher was trained, if it was
+# In a run's directory, how its teacher was trained, if it was; beside runs, the teachers' weights.
+TEACHERS = ("teacher", "teachers")
 
 
 def find_runs(roots: Sequence[str | Path]) -> tuple[list[Run], list[LeftOut]]:
@@ -57,7 +58,7 @@ def _directories(folder: Path) -> list[Path]:
         return sorted(
             path
             for path in folder.iterdir()
-            if path.is_dir() and path.name != TEACHER and not path.name.startswith(".")
+            if path.is_dir() and path.name not in TEACHERS and not path.name.startswith(".")
         )
     except OSError:  # not there, or nobody may look
         return []
@@ -69,9 +70,11 @@ def read_run(folder: Path) -> Run | LeftOut:
     if not (folder / CONFIG).is_file():
         return LeftOut(name, "no run in it: it never began")
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
         if not is_one_of_ours(config):
             return LeftOut(name, f"its {CONFIG} is not one of nayer_pl")
+        if trained_a_teacher(config):
+            return LeftOut(name, "it trained a teacher")
         reading = METRICS
         measured = evaluations(_rows(folder / METRICS))
         if not (folder / SUMMARY).is_file():
@@ -82,7 +85,7 @@ def read_run(folder: Path) -> Run | LeftOut:
             return LeftOut(name, f"its {SUMMARY} is not one of nayer_pl")
         reading = PICTURE
         picture = (folder / PICTURE).read_bytes() if (folder / PICTURE).is_file() else None
-        return Run(name, cast(dict[str, Any], config), summary, measured, picture)
+        return Run(name, config, summary, measured, picture)
     except (OSError, ValueError, csv.Error, YAMLError, OmegaConfBaseException) as error:
         return LeftOut(name, f"its {reading} cannot be read: {' '.join(str(error).split())}")
 

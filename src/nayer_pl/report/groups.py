@@ -17,7 +17,11 @@ ELSEWHERE = (
 )  # fmt: skip
 # In `model`: what stands elsewhere too.
 TWICE = ("teacher", "student", "label_text", "network", "image_shape")
-OF_THE_TRAINER = ("accelerator", "devices", "num_nodes", "precision")
+COUNTS = ("text_encoder.path", "student.weights")  # though it is one of ELSEWHERE
+OF_THE_TRAINER = (
+    "accelerator", "devices", "num_nodes", "precision", "max_epochs", "max_steps",
+    "limit_train_batches",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,9 +168,10 @@ def _flat(node: Any, name: str) -> Iterator[tuple[str, str]]:
         yield name, _typed(node)
         return
     for key, value in node.items():
+        full = f"{name}.{key}"
         twice = name == "model" and key in TWICE
-        if key not in ELSEWHERE and not twice:
-            yield from _flat(value, f"{name}.{key}")
+        if (key not in ELSEWHERE and not twice) or full in COUNTS:
+            yield from _flat(value, full)
 
 
 def _typed(value: Any) -> str:

@@ -61,7 +61,7 @@ class Run:
     @property
     def sees_real_images(self) -> bool:
         """Whether the student learned from real images, and nothing was synthesised."""
-        return not self.summary.get("seconds_synthesis")
+        return bool(self.summary.get("seconds_training"))
 
     @property
     def student_accuracy(self) -> float | None:
@@ -119,6 +119,12 @@ def is_one_of_ours(config: Any) -> bool:
         return False
     architectures = [network.get("architecture") or {} for network in networks]
     return isinstance(config["seed"], int) and all(isinstance(a, Mapping) for a in architectures)
+
+
+def trained_a_teacher(config: Mapping[str, Any]) -> bool:
+    """Whether what the run wrote is the teacher of others."""
+    written = (config.get("export") or {}).get("path")
+    return written is not None and written == (config.get("teacher") or {}).get("weights")
 
 
 def evaluations(rows: Iterable[Row]) -> tuple[Evaluation, ...]:

@@ -1,5 +1,6 @@
 """Generators: features of a label -> an image in [0, 1]."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nayer_pl.errors import InputError, require
+
+log = logging.getLogger(__name__)
+
+LARGE = 2e8  # weights of a layer; with gradient and Adam's averages 3 GB
 
 
 class UpsampledConv(nn.Conv2d):
@@ -105,6 +110,12 @@ class Generator(nn.Module):
             )
         widths = [min(width * 2**i, max_channels) for i in reversed(range(upsamplings))]
         start = (widths[0], height // scale, wide // scale)
+        if features * math.prod(start) > LARGE:
+            log.warning(
+                "The generator's first layer has %s million weights, because it starts from "
+                "%sx%s pixels; data.generator=nayer_pl.DeepGenerator starts from 14x14 of 224.",
+                f"{features * math.prod(start) / 1e6:,.0f}", *start[1:],
+            )  # fmt: skip
         layers: list[nn.Module] = [
             nn.Linear(features, math.prod(start)),
             nn.Unflatten(1, start),

@@ -127,5 +127,11 @@ def _side_by_side(statistics: Sequence[Statistics]) -> Tensor:
 
 def twin(module: nn.Module) -> nn.Module:
     """A second module with the same parameters and buffers, not copies of them."""
-    shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    # Not only parameters and buffers: weight normalisation keeps what it computes as an attribute.
+    kept = [value for part in module.modules() for value in vars(part).values()]
+    shared = {
+        id(tensor): tensor
+        for tensor in [*module.parameters(), *module.buffers(), *kept]
+        if isinstance(tensor, Tensor)
+    }
     return copy.deepcopy(module, shared)

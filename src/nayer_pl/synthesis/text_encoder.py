@@ -141,7 +141,8 @@ class TextEncoder:
         for prompt in self.prompts:
             texts = [prompt.replace("{name}", name) for name in readable]
             tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-            total = total + self._pool(model(**tokens), tokens["attention_mask"])
+            mask = tokens.get("attention_mask", torch.ones_like(tokens["input_ids"]))
+            total = total + self._pool(model(**tokens), mask)
         return (total / len(self.prompts)).float()
 
     def _pool(self, output: object, mask: Tensor) -> Tensor:

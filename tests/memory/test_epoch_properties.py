@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from nayer_pl import Plan
 from nayer_pl.memory import DistillationBatch, SynthesisRound
-from nayer_pl.memory.plan import EpochPlan, Share, round_targets
+from nayer_pl.memory.epoch import EpochPlan, Share
+from nayer_pl.memory.plan import round_targets
 
 SIZE = 6  # images of a round
 FLAGS = [field.name for field in fields(Plan) if isinstance(field.default, bool)]
