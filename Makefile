@@ -46,7 +46,7 @@ compare: $(INSTALLED)  ## every method on digits, three seeds, and a report (an 
 benchmark-digits: $(INSTALLED)  ## the README's table: the digits run with three seeds
 	$(BIN)/python benchmarks/digits.py
 
-benchmark-ablation: $(INSTALLED)  ## label text, one-hot, noise, no re-initialisation: three seeds
+benchmark-ablation: $(INSTALLED)  ## the paper's questions on digits: 33 short runs
 	$(BIN)/python benchmarks/ablation.py
 
 clean:  ## remove the environment and caches; runs/ and teachers/ stay
