@@ -142,7 +142,7 @@ class Classifier(nn.Module):
         like = next(self.parameters(), torch.empty(0))
         try:
             self.train()
-            self(torch.full((2, *image_shape), 0.5, device=like.device))
+            self(torch.full((2, *image_shape), 0.5, device=like.device, dtype=like.dtype))
         finally:
             for module, training in modes:
                 module.training = training
