@@ -561,6 +561,9 @@ CASES = {
         r"check_val_every_n_epoch must be a divisor of the run's \d+ epochs",
         "+trainer.check_val_every_n_epoch=5",
     ),
+    "statistics of few digits": case(
+        r"trainer\.precision must be mixed or full, .*bf16-true", "trainer.precision=bf16-true"
+    ),
     "negative minutes": case(r"checkpoint\.minutes must not be neg", "checkpoint.minutes=-1"),
     # Going on
     "resume by another word": case("resume is auto or null, not 'always'", "resume=always"),

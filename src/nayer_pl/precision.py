@@ -38,5 +38,5 @@ def fused_dtype(precision: Any, compiled: bool = False) -> torch.dtype | None:
     Returns:
         None where layers cannot be fused.
     """
-    known = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
+    known = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
     return None if compiled else known.get(str(precision))

@@ -69,6 +69,9 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     require(0 <= cfg.seed < 2**32, "seed", "from 0 to 4294967295", cfg.seed)
     every = cfg.trainer.log_every_n_steps
     require(every >= 1, "trainer.log_every_n_steps", "at least 1", every)
+    precision = cfg.trainer.precision
+    digits = precision not in ("16-true", "bf16-true")
+    require(digits, "trainer.precision", "mixed or full, as bf16-mixed or 32-true", precision)
     # What can be known before a teacher is trained.
     for node in (cfg.model, cfg.trainer, *cfg.logger.values()):
         check(node)
