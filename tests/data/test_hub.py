@@ -338,6 +338,28 @@ def test_folder_of_pictures_is_sent_to_the_source_that_reads_it(tmp_path):
         HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation")
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_pictures_on_the_hub_whose_splits_have_other_classes_are_refused(
+    tmp_path, monkeypatch, alike
+):
+    """`datasets` would give the second class of training the label 0 in the other split."""
+    for split, names in (("train", "ab"), ("test", "ab" if alike else "b")):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(pixels(1)[0]).save(tmp_path / split / name / "1.png")
+    load = datasets.load_dataset_builder
+    monkeypatch.setattr(HubImages, "_location", lambda self: "me/pets")
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda _, *rest, **files: load(str(tmp_path), **files)
+    )
+    source = HubImages("me/pets", (3, 8, 8))
+    if alike:
+        assert source.class_names() == ["a", "b"]
+    else:
+        with pytest.raises(InputError, match="do not have the same class folders; download it"):
+            source.class_names()
+
+
 def test_file_instead_of_a_folder_is_an_input_error(tmp_path):
     (tmp_path / "set.parquet").write_bytes(GARBAGE)
     with pytest.raises(InputError, match=r"set\.parquet' is a file"):

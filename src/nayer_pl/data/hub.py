@@ -1,16 +1,17 @@
 """Image classification sets of the Hugging Face Hub, or a local folder in the same layout."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from nayer_pl.data.folder import SUFFIXES
 from nayer_pl.data.images import Split
 from nayer_pl.data.source import PictureSource, one_of
 from nayer_pl.data.stream import Encoded
@@ -128,11 +129,18 @@ class HubImages(PictureSource):
 
         place = self._location()
         builder = datasets.load_dataset_builder(place, self.name, data_files=files)
-        if builder.info.builder_name == "imagefolder" and Path(place).is_dir():
-            raise InputError(  # it would number the classes of each split anew
-                f"'{self.path}' is a folder of picture files; read it with "
-                "data.source._target_=nayer_pl.FolderImages."
-            )
+        if builder.info.builder_name == "imagefolder":  # it numbers the classes of each split anew
+            if Path(place).is_dir():
+                raise InputError(
+                    f"'{self.path}' is a folder of picture files; read it with "
+                    "data.source._target_=nayer_pl.FolderImages."
+                )
+            if not _same_classes(builder.config.data_files or {}):
+                raise InputError(
+                    f"'{self.path}' is made of picture files, and its splits do not have the same "
+                    "class folders; download it, set data.path to that folder, and read it with "
+                    "data.source._target_=nayer_pl.FolderImages."
+                )
         return builder
 
     def _prepared(self, split: Split) -> tuple["Dataset", str] | None:
@@ -181,6 +189,16 @@ class HubImages(PictureSource):
                 f"The data set '{self.path}' cannot be opened ({reason}); for a local copy set "
                 "data.path to a folder in the Hub's layout."
             ) from error
+
+
+def _same_classes(files: Mapping[Any, Sequence[str]]) -> bool:
+    """Whether the pictures of all splits lie in folders of the same names."""
+    paths = [[PurePosixPath(str(file)) for file in split] for split in files.values()]
+    folders = [
+        frozenset(path.parent.name for path in split if path.suffix.lower() in SUFFIXES)
+        for split in paths
+    ]
+    return len(set(folders)) <= 1
 
 
 class _Rows:
