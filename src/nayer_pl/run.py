@@ -66,15 +66,8 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     elif cfg.resume:
         log.info("There is no checkpoint in '%s' yet: a new run begins.", cfg.run_dir)
     datamodule = build(cfg.datamodule)  # first: a plan that cannot work is refused before any work
-    require(0 <= cfg.seed < 2**32, "seed", "from 0 to 4294967295", cfg.seed)
-    every = cfg.trainer.log_every_n_steps
-    require(every >= 1, "trainer.log_every_n_steps", "at least 1", every)
-    precision = cfg.trainer.precision
-    digits = precision not in ("16-true", "bf16-true")
-    require(digits, "trainer.precision", "mixed or full, as bf16-mixed or 32-true", precision)
-    # What can be known before a teacher is trained.
-    for node in (cfg.model, cfg.trainer, *cfg.logger.values()):
-        check(node)
+    epochs = cfg.trainer.max_epochs or datamodule.max_epochs
+    check_options(cfg, epochs)
     callbacks = [build(node) for node in cfg.callbacks.values() if node]
     seconds_teacher = train_missing_teacher(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -84,16 +77,11 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         trainer: Trainer = build(
             cfg.trainer,
-            max_epochs=cfg.trainer.max_epochs or datamodule.max_epochs,
+            max_epochs=epochs,
             callbacks=[timer, *callbacks],
             logger=loggers,
             default_root_dir=cfg.run_dir,
         )
-        evaluated, epochs = trainer.check_val_every_n_epoch or 1, trainer.max_epochs or 1
-        require(
-            epochs % evaluated == 0, "trainer.check_val_every_n_epoch",
-            f"a divisor of the run's {epochs} epochs, so that the last one is evaluated", evaluated,
-        )  # fmt: skip
         trainer.fit(method, datamodule=datamodule, ckpt_path=checkpoint)
         if trainer.interrupted:
             raise KeyboardInterrupt
@@ -118,6 +106,26 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         raise
     close(loggers)
     return summary, {"trainer": trainer, "method": method, "datamodule": datamodule}
+
+
+def check_options(cfg: DictConfig, epochs: int) -> None:
+    """See what can be seen of the options before a teacher is trained.
+
+    Raises:
+        InputError: one of them is unknown, or has no such value.
+    """
+    require(0 <= cfg.seed < 2**32, "seed", "from 0 to 4294967295", cfg.seed)
+    for node in (cfg.model, cfg.trainer, *cfg.logger.values()):
+        check(node)
+    trainer, every = cfg.trainer, cfg.trainer.log_every_n_steps
+    require(every >= 1, "trainer.log_every_n_steps", "at least 1", every)
+    digits = trainer.precision not in ("16-true", "bf16-true")
+    wanted = "mixed or full, as bf16-mixed or 32-true"
+    require(digits, "trainer.precision", wanted, trainer.precision)
+    every = trainer.get("check_val_every_n_epoch") or 1
+    wanted = f"a divisor of the run's {epochs} epochs, so that the last one is evaluated"
+    last = every >= 1 and epochs % every == 0
+    require(last, "trainer.check_val_every_n_epoch", wanted, every)
 
 
 def name_classes(cfg: DictConfig) -> None:
