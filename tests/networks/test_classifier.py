@@ -7,7 +7,6 @@ from torch import nn
 
 from nayer_pl import Classifier, InputError, build_classifier, save_classifier
 from nayer_pl.networks import build_network, vgg11, wrn16_1
-from nayer_pl.networks.classifier import frozen
 
 WRN = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 6}
 
@@ -201,14 +200,3 @@ def test_arguments_may_stand_beside_the_description():
     assert classifier.num_classes((1, 8, 8)) == 4
     with pytest.raises(InputError, match="weigths"):
         build_classifier(WRN, weigths="x.pth")
-
-
-def test_frozen_restores_mode_and_gradients(tiny_classifier):
-    net = tiny_classifier().train()
-    net.network.head.requires_grad_(False)
-    with frozen(net):
-        assert not net.training
-        assert not any(p.requires_grad for p in net.parameters())
-    assert net.training
-    assert net.network.conv1.weight.requires_grad
-    assert not net.network.head.weight.requires_grad

@@ -22,8 +22,9 @@ from nayer_pl.methods.distilling import Distilling
 from nayer_pl.methods.divergence import not_finite
 from nayer_pl.methods.evaluation import Evaluation
 from nayer_pl.methods.results import sum_up
-from nayer_pl.networks.classifier import Classifier, frozen
+from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.folding import folded
+from nayer_pl.networks.modes import frozen
 from nayer_pl.precision import fused_dtype
 
 

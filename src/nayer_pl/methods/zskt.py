@@ -13,7 +13,8 @@ from torch.optim import Adam, Optimizer
 
 from nayer_pl.errors import InputError, require_not_negative
 from nayer_pl.methods.online import OnlineDistillation
-from nayer_pl.networks.classifier import Classifier, frozen
+from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.modes import frozen
 from nayer_pl.synthesis.losses import divergence
 
 

@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from nayer_pl.errors import InputError
 from nayer_pl.networks.architecture import build_network
+from nayer_pl.networks.modes import mode_kept
 from nayer_pl.networks.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Classifier(nn.Module):
         Raises:
             InputError: the network does not take images of this shape, or its answer is no logits.
         """
-        name, modes = type(self.network).__name__, [(m, m.training) for m in self.modules()]
+        name = type(self.network).__name__
         values = 1 if self.mean is None else self.mean.numel()
         if values not in (1, image_shape[0]):
             raise InputError(
@@ -115,16 +115,14 @@ class Classifier(nn.Module):
             image = torch.full((1, *image_shape), 0.5, device=like.device, dtype=like.dtype)
             if self.mean is not None and self.std is not None:
                 image = (image - self.mean) / self.std
-            self.eval()
-            answer: Any = self.network(image)
+            with mode_kept(self):
+                self.eval()
+                answer: Any = self.network(image)
         except Exception as error:  # it may be anybody's
             raise InputError(
                 f"{name} does not take images of shape {tuple(image_shape)}: "
                 f"{error or type(error).__name__}"
             ) from error
-        finally:
-            for module, training in modes:
-                module.training = training
         if not isinstance(answer, Tensor) or answer.ndim != 2:
             got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise InputError(f"{name} must answer images with logits [B, classes], not {got}.")
@@ -137,15 +135,13 @@ class Classifier(nn.Module):
         Raises:
             InputError: its answer in training mode is no logits.
         """
-        modes = [(module, module.training) for module in self.modules()]
         before = [buffer.clone() for buffer in self.network.buffers()]
         like = next(self.parameters(), torch.empty(0))
         try:
-            self.train()
-            self(torch.full((2, *image_shape), 0.5, device=like.device, dtype=like.dtype))
+            with mode_kept(self):
+                self.train()
+                self(torch.full((2, *image_shape), 0.5, device=like.device, dtype=like.dtype))
         finally:
-            for module, training in modes:
-                module.training = training
             for buffer, value in zip(self.network.buffers(), before, strict=True):
                 buffer.copy_(value)
 
@@ -205,17 +201,3 @@ def _alike(first: Mapping[str, list[float]], second: Mapping[str, list[float]]) 
         first[key] * (channels // len(first[key])) == second[key] * (channels // len(second[key]))
         for key in ("mean", "std")
     )
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and gradients through the module but not for its parameters."""
-    training = module.training
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    module.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.train(training)
-        for parameter in trainable:
-            parameter.requires_grad_(True)

@@ -15,6 +15,7 @@ from torch.fx.experimental.optimization import fuse
 
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.fusing import fused
+from nayer_pl.networks.modes import mode_kept
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,11 @@ def folded(
     """
     rng = torch.Generator().manual_seed(0)  # its own: nobody else's numbers change
     probe = torch.rand(2, *image_shape, generator=rng).to(next(classifier.parameters()).device)
-    modes = [(module, module.training) for module in classifier.modules()]
-    classifier.eval()
     best = classifier
     try:
-        expected: Tensor = classifier(probe)
-        network: Any = fuse(classifier.network)
+        with mode_kept(classifier):
+            expected: Tensor = classifier.eval()(probe)
+            network: Any = fuse(classifier.network)
         best = _checked(network, classifier, probe, expected)
         if dtype and probe.device.type == "cpu" and torch.backends.mkldnn.is_available():
             # Checked in float32, where a rounding cannot hide a mistake.
@@ -49,9 +49,6 @@ def folded(
     except Exception as error:  # whatever a stranger's forward pass does to a tracer
         name = type(classifier.network).__name__
         log.debug("%s stays as far as it is: %s", name, error)
-    finally:
-        for module, training in modes:
-            module.training = training
     return best
 
 
