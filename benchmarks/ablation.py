@@ -1,27 +1,42 @@
-"""The paper's questions, on digits: NAYER with one thing changed at a time, three seeds.
+"""The paper's questions: NAYER with one thing changed at a time, several seeds.
 
-python benchmarks/ablation.py [--out runs/benchmark_ablation] [--seeds 0 1 2]
+python benchmarks/ablation.py [--experiment digits] [--questions conditioning noisy_layer ...]
+    [--embeddings FILE] [--seeds 0 1 2] [--out DIR] [-- override ...]
+
+The question of the text encoder needs embeddings of the same class names by another one, such as
+those that NAYER's authors published.
 """
 
 import argparse
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from measuring import machine, mean_and_spread, run_job
 
-VARIANTS = {
-    "label text (NAYER)": ["model.conditioning=lte"],
-    "one-hot label": ["model.conditioning=onehot"],
-    "noise, no label": ["model.conditioning=noise"],
-    "label text, noisy layer drawn once": ["model.reinitialise_noisy_layer=false"],
-    "a noisy layer for every image (1 to 1)": ["model.labels_per_layer=1"],
-    "prompt: the name alone": ["prompts=['{name}']"],
-    "prompt: a photo of a NAME": ["prompts=['a photo of a {name}']"],
-    "generator lives 1 epoch": ["model.generator_life=1"],
-    "generator lives 3 epochs": ["model.generator_life=3"],
-    "bank keeps the last 1,000 images": ["bank.capacity=1000"],
-    "bank keeps the last 400 images": ["bank.capacity=400"],
+NAYER: dict[str, list[str]] = {"label text (NAYER)": []}
+QUESTIONS: dict[str, dict[str, list[str]]] = {
+    "conditioning": {
+        "one-hot label": ["model.conditioning=onehot"],
+        "noise, no label": ["model.conditioning=noise"],
+    },
+    "noisy_layer": {
+        "label text, noisy layer drawn once": ["model.reinitialise_noisy_layer=false"],
+        "a noisy layer for every image (1 to 1)": ["model.labels_per_layer=1"],
+    },
+    "prompt": {
+        "prompt: the name alone": ["prompts=['{name}']"],
+        "prompt: a photo of a NAME": ["prompts=['a photo of a {name}']"],
+    },
+    "generator_life": {
+        "generator lives 1 epoch": ["model.generator_life=1"],
+        "generator lives 3 epochs": ["model.generator_life=3"],
+    },
+    "bank_size": {
+        "bank keeps the last 1,000 images": ["bank.capacity=1000"],
+        "bank keeps the last 400 images": ["bank.capacity=400"],
+    },
 }
 
 COLUMNS = {
@@ -35,27 +50,43 @@ COLUMNS = {
 def main() -> None:
     """Run what is not there yet under --out, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark_ablation"))
+    parser.add_argument("--experiment", default="digits")
+    parser.add_argument(
+        "--questions", nargs="+", choices=[*QUESTIONS, "text_encoder"], default=list(QUESTIONS)
+    )
+    parser.add_argument("--embeddings", type=Path, help="for the question of the text encoder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*", help="for every run, such as model.bn_weight=10")
     arguments = parser.parse_args()
-    out = arguments.out.resolve()
+    if ("text_encoder" in arguments.questions) != bool(arguments.embeddings):
+        parser.error("--questions text_encoder and --embeddings belong together")
+    variants = dict(NAYER)
+    for question in arguments.questions:
+        variants |= QUESTIONS.get(question, {})
+    if arguments.embeddings:
+        file = f"text_encoder.path={arguments.embeddings.resolve()}"
+        variants["label text of the given embeddings"] = ["text_encoder=file", file]
+    out = (arguments.out or Path(f"runs/ablation_{arguments.experiment}")).resolve()
     results = {
-        name: [
-            run_job(
-                out / f"{'_'.join(re.findall(r'[a-z0-9]+', name.lower()))}_seed{seed}",
-                [
-                    "experiment=digits",
-                    f"seed={seed}",
-                    f"paths.teachers={out / 'teachers'}/seed{seed}",
-                    *flags,
-                    *arguments.overrides,
-                ],
-            )
-            for seed in arguments.seeds
-        ]
-        for name, flags in VARIANTS.items()
+        name: [run(arguments, out, name, flags, seed) for seed in arguments.seeds]
+        for name, flags in variants.items()
     }
+    print_table(results)
+    (out / "ablation.json").write_text(json.dumps({"machine": machine(), **results}, indent=2))
+
+
+def run(
+    arguments: argparse.Namespace, out: Path, name: str, flags: list[str], seed: int
+) -> dict[str, Any]:
+    """One student; a seed's students have the same teacher."""
+    options = [f"experiment={arguments.experiment}", f"seed={seed}"]
+    options += [f"paths.teachers={out / 'teachers'}/seed{seed}", *flags, *arguments.overrides]
+    return run_job(out / f"{'_'.join(re.findall(r'[a-z0-9]+', name.lower()))}_seed{seed}", options)
+
+
+def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
+    """As Markdown."""
     print(f"\n{machine()}\n\n| variant | {' | '.join(COLUMNS)} |")
     print(f"|{'---|' * (len(COLUMNS) + 1)}")
     for name, runs in results.items():
@@ -64,7 +95,6 @@ def main() -> None:
             for key, scale, digits in COLUMNS.values()
         ]
         print(f"| {name} | {' | '.join(cells)} |")
-    (out / "ablation.json").write_text(json.dumps({"machine": machine(), **results}, indent=2))
 
 
 if __name__ == "__main__":
