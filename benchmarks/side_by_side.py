@@ -1,5 +1,6 @@
 """Ours, as a real Trainer runs it, and the published rendering of the same work, in turn."""
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Sequence
@@ -139,26 +140,32 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 class EachItem(Callback):
-    """Times every work item of ours, then the published rendering of it; the first of a kind not.
+    """Times every work item of ours, then the published rendering of it.
 
-    `seconds` holds pairs (ours, published) of one generator step and of one distillation step;
-    `operations` what one of ours multiplies and adds.
+    Of a kind, the first item counts operations, and the second one warms up and compiles.
+
+    `seconds` holds pairs (ours, published) of one generator step and of one distillation step,
+    `warmup` the seconds of a second item, and `operations` what one of our steps multiplies and
+    adds.
     """
 
     def __init__(self, both: SideBySide) -> None:
         self.both = both
         self.seconds: dict[str, list[tuple[float, float]]] = {"generator": [], "distillation": []}
+        self.warmup: dict[str, float] = {}
         self.operations: dict[str, float] = {}
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, item: Any, index: int
     ) -> None:
-        """Start the clock; the first item of a kind is for warming up and counting."""
+        """Start the clock, or the counter."""
         self.kind = "generator" if isinstance(item, SynthesisRound) else "distillation"
-        self.counter = None
+        self.counting = contextlib.ExitStack()
         if self.kind not in self.operations:
-            self.counter = FlopCounterMode(display=False, custom_mapping={FUSED: fused_operations})
-            self.counter.__enter__()
+            # Nothing is compiled while operations are counted, nor ever afterwards if it is tried.
+            self.counting.enter_context(torch.compiler.set_stance("force_eager"))
+            counter = FlopCounterMode(display=False, custom_mapping={FUSED: fused_operations})
+            self.counter = self.counting.enter_context(counter)
         synchronize()
         self.started = time.perf_counter()
 
@@ -168,12 +175,14 @@ class EachItem(Callback):
         """Stop it, and let the other one work."""
         synchronize()
         ours = time.perf_counter() - self.started
-        steps = self.both.generator_steps if self.kind == "generator" else 1
-        if self.counter is not None:
-            self.counter.__exit__(None, None, None)
-            self.operations[self.kind] = self.counter.get_total_flops() / steps
+        self.counting.close()
         theirs = seconds(lambda: self._published(item))
-        if self.counter is None:
+        steps = self.both.generator_steps if self.kind == "generator" else 1
+        if self.kind not in self.operations:
+            self.operations[self.kind] = self.counter.get_total_flops() / steps
+        elif self.kind not in self.warmup:
+            self.warmup[self.kind] = ours
+        else:
             self.seconds[self.kind].append((ours / steps, theirs / steps))
 
     def _published(self, item: Any) -> None:

@@ -37,8 +37,8 @@ def main() -> None:
         Plan(
             epochs=1,
             warmup_epochs=0,
-            rounds_per_epoch=arguments.repetitions + 1,
-            kd_steps=2 * arguments.repetitions + 1,
+            rounds_per_epoch=arguments.repetitions + 2,
+            kd_steps=2 * arguments.repetitions + 2,
             round_size=arguments.round_size or (400 if on_gpu else 60),
             batch_size=arguments.batch_size,
         ),
@@ -63,6 +63,7 @@ def summarise(measured: EachItem, both: SideBySide) -> dict[str, Any]:
     figures: dict[str, Any] = {f"matmul_rate_{name}": rate for name, rate in rates.items()}
     for kind, pairs in measured.seconds.items():
         ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+        figures[f"{kind}_warmup_seconds"] = measured.warmup[kind]
         figures[f"{kind}_step_seconds"] = ours
         figures[f"{kind}_step_seconds_published"] = theirs
         # Of pairs, because a shared machine is slow for both of a pair or for neither.
@@ -74,12 +75,16 @@ def summarise(measured: EachItem, both: SideBySide) -> dict[str, Any]:
 def print_table(figures: dict[str, Any]) -> None:
     """As Markdown."""
     print(f"\n{machine()}\n{figures['pair']}, {figures['precision']}, compile={figures['compile']}")
-    print("\n| step | published, ms | ours, ms | ratio | share of the matrix rate |")
-    print("|---|---|---|---|---|")
+    print("\n| step | published, ms | ours, ms | ratio | share of the matrix rate | warm-up, s |")
+    print("|---|---|---|---|---|---|")
     for kind in ("generator", "distillation"):
         ours, theirs = (figures[f"{kind}_step_seconds{who}"] for who in ("", "_published"))
         ratio, share = figures[f"{kind}_step_ratio"], figures[f"matmul_share_{kind}"]
-        print(f"| {kind} | {1e3 * theirs:.0f} | {1e3 * ours:.0f} | {ratio:.2f} | {share:.0%} |")
+        warmup = figures[f"{kind}_warmup_seconds"]
+        print(
+            f"| {kind} | {1e3 * theirs:.0f} | {1e3 * ours:.0f} | {ratio:.2f} | {share:.0%} "
+            f"| {warmup:.0f} |"
+        )
     rates = {name: figures[f"matmul_rate_{name}"] / 1e9 for name in ("float32", "bfloat16")}
     print("\nmatrix products: " + ", ".join(f"{n} {r:,.0f} GFLOP/s" for n, r in rates.items()))
 

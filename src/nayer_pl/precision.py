@@ -28,15 +28,14 @@ def fastest_precision(accelerator: str = "auto") -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def fused_dtype(precision: Any, compiled: bool = False) -> torch.dtype | None:
+def fused_dtype(precision: Any) -> torch.dtype | None:
     """What the fused layers of a frozen teacher compute in (`networks.fusing`).
 
     Args:
         precision: of a `lightning.Trainer`.
-        compiled: torch.compile looks after it, which fuses what it finds itself.
 
     Returns:
         None where layers cannot be fused.
     """
     known = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
-    return None if compiled else known.get(str(precision))
+    return known.get(str(precision))

@@ -191,7 +191,7 @@ class DataFreeDistillation(Distilling, ABC):
                 )
         self.student.try_training(shape)
         # A bound method: as an attribute, a copy of the teacher would be saved and moved about.
-        dtype = fused_dtype(self.trainer.precision, self.compiles)
+        dtype = fused_dtype(self.trainer.precision)
         self.ask_teacher = folded(self.teacher, shape, dtype).forward  # type: ignore[method-assign]
         if self.compiles:
             self.compile_steps()
