@@ -243,10 +243,8 @@ def finish(run_dir: Path, summary: dict[str, Any], loggers: list[Logger], produc
 @rank_zero_only
 def say_how_to_go_on(cfg: DictConfig, end: Terminated) -> None:
     """One sentence for a run that was told to end."""
-    option, path = ("hydra.sweep.dir", Path(cfg.run_dir).parent) if cfg.sweep else (
-        "run_dir", Path(cfg.run_dir)
-    )  # fmt: skip
-    log.warning(
-        "Ended by %s. To go on: the same command with resume=auto %s='%s'.",
-        end.reason, option, os.path.relpath(path),
-    )  # fmt: skip
+    option, path = "run_dir", Path(cfg.run_dir)
+    if cfg.sweep:
+        option, path = "hydra.sweep.dir", path.parent
+    how = f"resume=auto {option}='{os.path.relpath(path)}'"
+    log.warning("Ended by %s. To go on: the same command with %s.", end.reason, how)

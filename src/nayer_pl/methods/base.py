@@ -206,7 +206,7 @@ class DataFreeDistillation(Distilling, ABC):
 
     def on_train_end(self) -> None:
         """Sum up, while all ranks are still there to be asked."""
-        self._results = sum_up(self)
+        self._results = sum_up(self, self.wants_labels)
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary; empty until training has ended."""

@@ -1,18 +1,20 @@
 """What a finished run reached, for its summary."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nayer_pl import ranks
 from nayer_pl.memory.quality import label_agreement, within_class_distance
-
-if TYPE_CHECKING:
-    from nayer_pl.methods.base import DataFreeDistillation
+from nayer_pl.methods.state import DistillationState
 
 
-def sum_up(method: "DataFreeDistillation") -> dict[str, Any]:
+def sum_up(method: DistillationState, wants_labels: bool) -> dict[str, Any]:
     """Accuracies and counts over all ranks; None where there was nothing real to measure on.
 
     To be called on every rank while the trainer is still running.
+
+    Args:
+        method: that has been trained.
+        wants_labels: whether its images were made for a label each, that the teacher should see.
     """
     measured, bank = method.trainer.callback_metrics, method.datamodule.bank
     accuracies = {
@@ -34,8 +36,6 @@ def sum_up(method: "DataFreeDistillation") -> dict[str, Any]:
         "synthesis_steps": int(ranks.total(method.synthesis_steps, method.device)),
         "bank_bytes": int(ranks.total(bank.nbytes, method.device)),
         "synthesis_loss": float(method.synthesis_loss.compute()),
-        "label_agreement": mean(label_agreement(bank, method.teacher))
-        if method.wants_labels
-        else None,
+        "label_agreement": mean(label_agreement(bank, method.teacher)) if wants_labels else None,
         "diversity": mean(within_class_distance(bank)),
     }
