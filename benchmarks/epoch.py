@@ -50,7 +50,7 @@ class EachEpoch(Callback):
             images = both.published.round(targets.to(both.device), both.generator_steps)
             self.bank.add(images)
         for images in self.bank.batches(plan.kd_steps):
-            both.published.distil(images.to(both.device))
+            both.published.distil(images.to(both.device, non_blocking=True))
 
 
 def main() -> None:

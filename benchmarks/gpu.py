@@ -1,8 +1,9 @@
-"""Check, parity and timing on a GPU; every figure goes to one file. (Planned for ten minutes.)
+"""Check, parity and timing on a GPU within ten minutes; every figure goes to one file.
 
-python benchmarks/gpu.py [--out runs/benchmark_gpu]
+python benchmarks/gpu.py [--out runs/benchmark_gpu] [--minutes 10]
 
-Each part is a command that can be typed alone; a part that fails is reported and the rest goes on.
+Each part is a command that can be typed alone. A part that fails or runs out of time is reported as
+that, and the rest goes on; what takes longest comes last. Parity is of one seed here.
 """
 
 import argparse
@@ -10,67 +11,67 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import ROOT, machine, run_job
+from measuring import ROOT, machine
 
 PAIR = "resnet34-resnet18"
 STEPS = ["--pair", PAIR, "--steps", "10", "--batch-size", "512", "--repetitions", "3"]
+EPOCH = ["--pair", PAIR, "--full", "--repetitions", "1"]
 
 
 def main() -> None:
     """Run the parts one after another, and write OUT/gpu.json after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_gpu"))
-    out = parser.parse_args().out.resolve()
+    parser.add_argument("--minutes", type=float, default=10)
+    arguments = parser.parse_args()
+    out, end = arguments.out.resolve(), time.monotonic() + 60 * arguments.minutes
     if not torch.cuda.is_available():
         sys.exit("This needs a CUDA GPU; steps.py and epoch.py run anywhere.")
     out.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {"machine": machine()}
-    tests = [ROOT / "tests" / name for name in ("test_synchronisation.py", "networks", "synthesis")]
+    parity = ["benchmarks/parity.py", "--seeds", "0", "--ways", "plain", "bfloat16"]
     parts = {
-        "check": lambda: check(tests),
-        "steps": lambda: script("steps.py", out, *STEPS),
-        "steps_compiled": lambda: script("steps.py", out, *STEPS, "--compile"),
-        "epoch": lambda: script("epoch.py", out, "--pair", PAIR, "--full", "--repetitions", "1"),
-        "digits_float32": lambda: digits(out, "32-true"),
-        "digits_bfloat16": lambda: digits(out, "bf16-mixed"),
-    }
-    for name, part in parts.items():
-        started = time.perf_counter()
-        try:
-            figures[name] = part()
-        except subprocess.CalledProcessError as error:
-            figures[name] = {"failed": f"exit status {error.returncode}"}
-        print(f"{name}: {time.perf_counter() - started:.0f} s, {figures[name]}", flush=True)
+        "check": ["-m", "pytest", "-q", "tests/test_synchronisation.py"],
+        "steps": ["benchmarks/steps.py", *STEPS, "--json", str(out / "steps.json")],
+        "steps_float32": [
+            "benchmarks/steps.py", *STEPS, "--precision", "32-true",
+            "--json", str(out / "steps_float32.json"),
+        ],
+        "epoch": ["benchmarks/epoch.py", *EPOCH, "--json", str(out / "epoch.json")],
+        "parity": [*parity, "--out", str(out / f"parity_{time.time():.0f}")],
+        "steps_compiled": [
+            "benchmarks/steps.py", *STEPS, "--compile",
+            "--json", str(out / "steps_compiled.json"),
+        ],
+    }  # fmt: skip
+    figures: dict[str, Any] = {"machine": machine()}
+    for name, command in parts.items():
+        started = time.monotonic()
+        figures[name] = run(command, end - started)
+        figures[name]["seconds"] = time.monotonic() - started
+        print(f"{name}: {figures[name]['status']}, {figures[name]['seconds']:.0f} s", flush=True)
         (out / "gpu.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def check(tests: Sequence[Path]) -> dict[str, str]:
-    """The tests of what runs on the device."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *map(str, tests)], cwd=ROOT, text=True,
-        capture_output=True,
-    )  # fmt: skip
-    return {"pytest": done.stdout.strip().splitlines()[-1]}
-
-
-def script(name: str, out: Path, *arguments: str) -> dict[str, Any]:
-    """The figures of another script."""
-    file = out / "figures.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments, "--json", str(file)]
-    subprocess.run(command, cwd=ROOT, check=True)
-    return json.loads(file.read_text())
-
-
-def digits(out: Path, precision: str) -> dict[str, Any]:
-    """The digits run, teacher included, in one number format."""
-    teachers = f"paths.teachers={out / 'teachers'}"
-    overrides = ["experiment=digits", f"trainer.precision={precision}", teachers]
-    return run_job(out / f"digits_{precision}", overrides)
+def run(command: list[str], seconds: float) -> dict[str, Any]:
+    """The end of what a command printed, how it ended, and the figures that it wrote."""
+    try:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, timeout=max(1.0, seconds),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"status": "out of time"}
+    found: dict[str, Any] = {
+        "status": "done" if not done.returncode else f"failed, exit status {done.returncode}",
+        "printed": done.stdout.strip().splitlines()[-12:],
+    }
+    if "--json" in command and not done.returncode:
+        found["figures"] = json.loads(Path(command[-1]).read_text())
+    return found
 
 
 if __name__ == "__main__":

@@ -187,7 +187,13 @@ class PngBank:
         """Augmented float batches [B, C, H, W] in [0, 1] from freshly started workers."""
         files = PngFiles(sorted(self.folder.glob("*.png")))
         sampler = RandomSampler(files, replacement=True, num_samples=count * self.batch_size)
-        yield from DataLoader(files, self.batch_size, sampler=sampler, num_workers=self.workers)
+        yield from DataLoader(
+            files,
+            self.batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
 
 
 class PngFiles(Dataset[Tensor]):

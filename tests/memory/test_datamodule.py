@@ -10,7 +10,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from nayer_pl import Augmentation, BankOptions, InputError, MemoryBank, Plan, SyntheticDataModule
 from nayer_pl.data import ImageSet
 from nayer_pl.memory import DistillationBatch, SynthesisRound
-from nayer_pl.memory.datamodule import stream_seed
 from nayer_pl.memory.epoch import EpochPlan
 
 SHAPE, CLASSES = (1, 4, 4), 3
@@ -248,11 +247,6 @@ def test_seed_and_rank_decide_the_targets_and_the_draws():
     for other in (streams(seed=1, rank=0), streams(seed=0, rank=1)):
         assert other[0] != first[0]
         assert other[1] != first[1]
-
-
-def test_stream_seeds_never_meet():
-    questions = [(s, r, p) for s in range(20) for r in range(64) for p in range(3)]
-    assert len({stream_seed(*question) for question in questions}) == len(questions)
 
 
 def test_targets_are_labels_of_this_data_set():

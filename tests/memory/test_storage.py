@@ -181,7 +181,7 @@ def test_a_place_that_is_not_there_is_refused(tmp_path, wanted):
 def test_free_memory_lies_between_the_unused_and_all_there_is():
     page = os.sysconf("SC_PAGE_SIZE")
     free = storage.free_host_memory()
-    limit = storage._container_limit()
+    limit = storage._left_in_container()
     assert free <= min(limit, page * os.sysconf("SC_PHYS_PAGES"))
     assert free >= min(limit, page * os.sysconf("SC_AVPHYS_PAGES") // 2)
     assert storage.free_device_memory(torch.device("mps")) > 0
@@ -191,19 +191,22 @@ def test_free_memory_lies_between_the_unused_and_all_there_is():
     ("limits", "own", "expected"),
     [
         ({}, "0::/", sys.maxsize),
-        ({"": "4096"}, "0::/", 4096),
+        ({"": "4096"}, "0::/", 4096 - 700),
         ({"job": "max", "job/step": "max"}, "0::/job/step", sys.maxsize),
-        ({"job": "8192", "job/step": "max"}, "0::/job/step", 8192),
-        ({"job": "8192", "job/step": "4096", "other": "1"}, "0::/job/step", 4096),
+        ({"job": "8192", "job/step": "max"}, "0::/job/step", 8192 - 700),
+        ({"job": "8192", "job/step": "4096", "other": "1"}, "0::/job/step", 4096 - 700),
         ({"job": "8192"}, "4:memory:/job\n0::/", sys.maxsize),
     ],
 )
 def test_the_tightest_limit_of_a_container_holds(tmp_path, limits, own, expected):
     for folder, limit in limits.items():
         (tmp_path / "groups" / folder).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "groups" / folder / "memory.max").write_text(limit + "\n")
+        group = tmp_path / "groups" / folder
+        (group / "memory.max").write_text(limit + "\n")
+        (group / "memory.current").write_text("1000\n")
+        (group / "memory.stat").write_text("anon 700\ninactive_file 300\n")
     (tmp_path / "own").write_text(own + "\n")
-    assert storage._container_limit(tmp_path / "own", tmp_path / "groups") == expected
+    assert storage._left_in_container(tmp_path / "own", tmp_path / "groups") == expected
 
 
 @pytest.mark.parametrize(("device", "host"), [("disk", 10**12), (None, 100)])

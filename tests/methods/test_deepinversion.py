@@ -11,13 +11,13 @@ from scipy.spatial.distance import jensenshannon
 from nayer_pl import InputError
 from nayer_pl.callbacks import Checkpoints
 from nayer_pl.memory import SynthesisRound
-from nayer_pl.memory.datamodule import stream_seed
 from nayer_pl.methods.deepinversion import (
     DeepInversion,
     jensen_shannon,
     roll_and_mirror,
     total_variation,
 )
+from nayer_pl.streams import stream_seed
 
 SHAPE = (1, 8, 8)
 

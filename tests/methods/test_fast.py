@@ -11,8 +11,8 @@ from torch import nn
 from nayer_pl import Augmentation, Generator, InputError
 from nayer_pl.callbacks import Checkpoints
 from nayer_pl.memory import SynthesisRound
-from nayer_pl.memory.datamodule import stream_seed
 from nayer_pl.methods.fast import FastDFKD
+from nayer_pl.streams import stream_seed
 
 SHAPE = (1, 8, 8)
 ROUNDS = {"warmup_rounds": 6}

@@ -12,6 +12,7 @@ from nayer_pl.augmentation import Augmentation
 from nayer_pl.data.batches import Batches
 from nayer_pl.data.images import Images, ImageSource, Split, open_split
 from nayer_pl.errors import InputError, require
+from nayer_pl.streams import take_up
 
 
 class RealDataModule(LightningDataModule):
@@ -121,7 +122,7 @@ class RealDataModule(LightningDataModule):
         assert self.trainer is not None
         states, (rank, _) = state_dict["ranks"], self._rank()
         if rank < len(states) and states[rank] is not None:
-            self._random(self.trainer.strategy.root_device).set_state(states[rank])
+            take_up(self._random(self.trainer.strategy.root_device), states[rank])
 
     def on_after_batch_transfer(self, batch: list[Tensor], _: int) -> tuple[Tensor, Tensor]:
         """Uint8 -> [0, 1], augmented while training."""

@@ -21,6 +21,7 @@ from nayer_pl.memory.held_back import HeldBackBatches
 from nayer_pl.memory.plan import DistillationBatch, Plan, WorkItem, round_targets
 from nayer_pl.memory.segments import Segments
 from nayer_pl.memory.storage import BankOptions, allocate
+from nayer_pl.streams import stream_seed, take_up
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +97,7 @@ class SyntheticDataModule(LightningDataModule):
         images, labels = self._initial_images()
         self.share.check(self.plan, len(images))
         self.bank = self._start_bank(images, labels)
-        seeds = [stream_seed(self.seed, self.share.rank, purpose) for purpose in (0, 1)]
-        self.rng = torch.Generator(self.bank.device).manual_seed(seeds[0])
-        self.label_rng = torch.Generator().manual_seed(seeds[1])
+        self._start_streams()
         if not self.has_real_images:
             room = max(1, round(self.bank.capacity * self.held_back_share))
             self.held_back = self._new_bank(room)
@@ -106,6 +105,11 @@ class SyntheticDataModule(LightningDataModule):
         self.segments = {
             name: Segments(folder, f"{name}-{self.share.rank}") for name in self._banks()
         }
+
+    def _start_streams(self) -> None:
+        seeds = [stream_seed(self.seed, self.share.rank, purpose) for purpose in (0, 1)]
+        self.rng = torch.Generator(self.bank.device).manual_seed(seeds[0])
+        self.label_rng = torch.Generator().manual_seed(seeds[1])
 
     def _banks(self) -> dict[str, MemoryBank]:
         banks = {"bank": self.bank, "held_back": self.held_back}
@@ -157,14 +161,15 @@ class SyntheticDataModule(LightningDataModule):
             InputError: a file of the bank is missing or damaged.
         """
         states, rank = state_dict["ranks"], self.share.rank
-        if rank < len(states):
-            self.rng.set_state(states[rank]["rng"])
-            self.label_rng.set_state(states[rank]["label_rng"])
         if len(states) == self.share.ranks:
             for name, bank in self._banks().items():
                 self.segments[name].load(bank, states[rank][name])
         else:
             self._deal_out(states)
+            self._start_streams()  # where the new banks are
+        if rank < len(states):
+            take_up(self.rng, states[rank]["rng"])
+            take_up(self.label_rng, states[rank]["label_rng"])
 
     def _deal_out(self, states: Sequence[Mapping[str, Any]]) -> None:
         # The rounds already made were dealt out otherwise: some ranks have more to come than room.
@@ -232,8 +237,3 @@ class SyntheticDataModule(LightningDataModule):
             images, labels = batch
             return images.to(torch.float32).div_(255), labels
         return batch
-
-
-def stream_seed(seed: int, rank: int, purpose: int) -> int:
-    """A seed of its own for every purpose on every rank."""
-    return (seed * 1_000_003 + rank) * 8 + purpose

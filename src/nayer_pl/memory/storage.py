@@ -108,7 +108,11 @@ def allocate(
 
 def free_device_memory(device: torch.device) -> int:
     """Bytes; of an accelerator other than a CUDA one, those of the host, which it shares."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
+    if device.type != "cuda":
+        return free_host_memory()
+    # What tensors gave back is kept for the next ones, and free for them.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def free_host_memory() -> int:
@@ -117,21 +121,30 @@ def free_host_memory() -> int:
     if meminfo.exists():  # Linux; the kernel counts the caches that it would give up
         lines = (line.partition(":") for line in meminfo.read_text().splitlines())
         available = {name: rest for name, _, rest in lines}["MemAvailable"]
-        return min(int(available.removesuffix("kB")) * 1024, _container_limit())
+        return min(int(available.removesuffix("kB")) * 1024, _left_in_container())
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return sys.maxsize  # unknown
 
 
-def _container_limit(
+def _left_in_container(
     own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Bytes that a container or a batch system allows (Linux control groups, version 2)."""
+    """Bytes that a container or a batch system still allows (Linux control groups, version 2)."""
     names = [line[4:] for line in own.read_text().splitlines() if line.startswith("0::/")]
     folders = [groups / name for name in names]
-    files = [part / "memory.max" for folder in folders for part in (folder, *folder.parents)]
-    limits = [file.read_text().strip() for file in files if file.exists()]
-    return min((int(limit) for limit in limits if limit != "max"), default=sys.maxsize)
+    found = [_left(part) for folder in folders for part in (folder, *folder.parents)]
+    return min(found, default=sys.maxsize)
+
+
+def _left(group: Path) -> int:
+    limit, current, stat = (group / f"memory.{name}" for name in ("max", "current", "stat"))
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return sys.maxsize
+    used = int(current.read_text())
+    caches = [line for line in stat.read_text().splitlines() if line.startswith("inactive_file ")]
+    used -= sum(int(line.split()[1]) for line in caches)  # files' pages, given up when wanted
+    return max(0, int(limit.read_text()) - used)
 
 
 def _free_on_disk(directory: Path) -> int:

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from nayer_pl import ranks
 from nayer_pl.errors import DivergenceError, InputError
-from nayer_pl.memory.datamodule import SyntheticDataModule, stream_seed
+from nayer_pl.memory.datamodule import SyntheticDataModule
 from nayer_pl.memory.plan import SynthesisRound, WorkItem
 from nayer_pl.methods.collapse import CollapseWatch
 from nayer_pl.methods.distilling import Distilling
@@ -26,6 +26,7 @@ from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.folding import folded
 from nayer_pl.networks.modes import frozen
 from nayer_pl.precision import fused_dtype
+from nayer_pl.streams import stream_seed
 
 
 class DataFreeDistillation(Distilling, ABC):
@@ -207,6 +208,10 @@ class DataFreeDistillation(Distilling, ABC):
     def on_train_end(self) -> None:
         """Sum up, while all ranks are still there to be asked."""
         self._results = sum_up(self, self.wants_labels)
+
+    def teardown(self, stage: str) -> None:
+        """The folded copy of the teacher does not follow this module to another device."""
+        self.__dict__.pop("ask_teacher", None)
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary; empty until training has ended."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -12,6 +13,7 @@ from nayer_pl import ranks
 from nayer_pl.checkpoint import Resumable, described, fingerprint, load_metric, metric_state
 from nayer_pl.memory.datamodule import SyntheticDataModule
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.streams import take_up
 
 
 class DistillationState(Resumable, ABC):
@@ -54,6 +56,7 @@ class DistillationState(Resumable, ABC):
 
     def own_state(self) -> dict[str, Any]:
         """What makes this rank's images, without the teacher, and what it has counted."""
+        optimizers = [each.state_dict() for each in self.trainer.optimizers[1:]]
         return {
             "parts": {
                 name: tensor.cpu()
@@ -65,7 +68,8 @@ class DistillationState(Resumable, ABC):
             "rounds": self.rounds,
             "synthesis_steps": self.synthesis_steps,
             "rng": self.rng.get_state(),
-            "optimizers": [each.state_dict() for each in self.trainer.optimizers[1:]],
+            # Other ranks get them, who may not see this one's device.
+            "optimizers": move_data_to_device(optimizers, torch.device("cpu")),
             "kd_loss": metric_state(self.kd_loss),
             "synthesis_loss": metric_state(self.synthesis_loss),
         }
@@ -74,7 +78,7 @@ class DistillationState(Resumable, ABC):
         """A rank that was not there before begins with what another one knows, and own noise."""
         alike = states[rank % len(states)]
         if rank < len(states):
-            self.rng.set_state(alike["rng"])
+            take_up(self.rng, alike["rng"])
         self._optimizers_of_synthesis = alike["optimizers"]
         self.load_state_dict(alike["parts"], strict=False)
         self._statistics = alike["statistics"]

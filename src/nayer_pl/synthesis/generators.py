@@ -34,7 +34,9 @@ class UpsampledConv(nn.Conv2d):
         """[B, in_channels, H, W] -> [B, out_channels, 2 H, 2 W]."""
         # Measured to pay only there (benchmarks/README.md).
         if x.device.type != "cpu" or self.out_channels < 24:
-            return super().forward(F.interpolate(x, scale_factor=2))
+            with torch.autocast(x.device.type, enabled=False):  # which would make it float32
+                x = F.interpolate(x, scale_factor=2)
+            return super().forward(x)
         rows = self.weight.new_tensor(self.ROWS)
         weight = torch.einsum("pkr,qls,oirs->pqoikl", rows, rows, self.weight).flatten(0, 2)
         assert self.bias is not None
