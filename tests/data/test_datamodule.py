@@ -157,6 +157,17 @@ def test_evaluation_is_shared_out_once_with_as_many_batches_for_all():
     assert sorted(label for batches in shared for label in seen(batches)) == list(range(31))
 
 
+def test_batches_are_pinned_for_a_gpu(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    data, batch = on_rank(0, 1), [torch.zeros(2), torch.zeros(2)]
+    for device, expected in (("cpu", []), ("cuda", batch)):
+        data.trainer.strategy = SimpleNamespace(root_device=torch.device(device))
+        sent = data.on_before_batch_transfer(batch, 0)
+        assert [id(part) for part in sent] == [id(part) for part in batch]
+        assert [id(part) for part in pinned] == [id(part) for part in expected]
+
+
 def test_order_is_of_the_seed_and_the_epoch():
     def order(**options):
         return seen(on_rank(0, 1, batch_size=8, **options).train_dataloader())

@@ -124,6 +124,11 @@ class RealDataModule(LightningDataModule):
         if rank < len(states) and states[rank] is not None:
             take_up(self._random(self.trainer.strategy.root_device), states[rank])
 
+    def on_before_batch_transfer(self, batch: list[Tensor], _: int) -> list[Tensor]:
+        """From memory that is not pinned, the transfer would wait for the GPU."""
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return [part.pin_memory() for part in batch] if on_gpu else batch
+
     def on_after_batch_transfer(self, batch: list[Tensor], _: int) -> tuple[Tensor, Tensor]:
         """Uint8 -> [0, 1], augmented while training."""
         images, labels = batch
