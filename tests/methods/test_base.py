@@ -10,7 +10,7 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from nayer_pl import DivergenceError, InputError
+from nayer_pl import Classifier, DivergenceError, InputError
 from nayer_pl.memory import DistillationBatch, SynthesisRound
 
 
@@ -179,10 +179,19 @@ def test_parts_that_do_not_fit_are_named_before_any_work(
         fit(tiny_method(student=tiny_classifier(classes=4)), tiny_data())
 
 
-def test_teacher_and_student_must_be_two_objects(tiny_method, tiny_classifier):
-    net = tiny_classifier()
-    with pytest.raises(InputError, match="same object"):
-        tiny_method(teacher=net, student=net)
+@pytest.mark.parametrize("common", ["classifier", "network", "layer", "weights"])
+def test_teacher_and_student_have_nothing_in_common(tiny_method, tiny_classifier, common):
+    teacher, student = tiny_classifier(), tiny_classifier()
+    if common == "classifier":
+        student = teacher
+    elif common == "network":
+        student = Classifier(teacher.network, [0.5], [0.5])
+    elif common == "layer":
+        student.network.head = teacher.network.head
+    else:
+        student.network.head.weight = teacher.network.head.weight
+    with pytest.raises(InputError, match=r"same object, or have .* in common"):
+        tiny_method(teacher=teacher, student=student)
 
 
 def test_plain_dataloaders_are_refused(tiny_method, fit):

@@ -25,6 +25,7 @@ from nayer_pl.methods.results import sum_up
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.folding import folded
 from nayer_pl.networks.modes import frozen
+from nayer_pl.networks.teacher import check_apart
 from nayer_pl.precision import fused_dtype
 from nayer_pl.streams import stream_seed
 
@@ -63,8 +64,7 @@ class DataFreeDistillation(Distilling, ABC):
         compile: bool = False,
     ) -> None:
         super().__init__(temperature, learning_rate, min_learning_rate, momentum, weight_decay)
-        if teacher is student:
-            raise InputError("Teacher and student are the same object; build two.")
+        check_apart(teacher, student)
         if not student.normalises:
             student.normalise_like(teacher)
         self.strict_loading = False  # checkpoints leave the teacher out

@@ -130,7 +130,8 @@ def last_linear(net: Classifier, image_shape: Sequence[int]) -> str:
         raise InputError(
             "The teacher does not end in a linear layer, so it has no features for the activation "
             "term; set model.activation_weight=0 to go without it, or choose a method that does "
-            "without it: model=zskt or model=dfad."
+            "without it: model=dfad works with every teacher, model=zskt with one that has feature "
+            "maps, model=nayer with one that has BatchNorms."
         )
     return last
 

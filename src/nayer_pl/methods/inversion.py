@@ -82,6 +82,7 @@ def ask_for_statistics(statistics: StatisticsMatching, optional: bool = False) -
         )
         raise InputError(
             "The teacher has no BatchNorm2d with running statistics, so there is nothing for the "
-            "statistics term to match; choose a method that does without it: model=zskt, "
-            f"model=dfad or model=dafl{without if optional else ''}."
+            "statistics term to match; choose a method that does without it: model=dfad works with "
+            "every teacher, model=dafl with one that ends in a linear layer, model=zskt with one "
+            f"that has feature maps{without if optional else ''}."
         )

@@ -16,6 +16,7 @@ from nayer_pl.methods.judging import Judging
 from nayer_pl.methods.supervised import Supervised
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.folding import folded
+from nayer_pl.networks.teacher import check_apart
 from nayer_pl.precision import fused_dtype
 from nayer_pl.synthesis.losses import distillation_loss
 
@@ -45,8 +46,7 @@ class KnowledgeDistillation(Judging, Supervised):
     ) -> None:
         super().__init__(student, **optimisation)
         require(temperature > 0, "model.temperature", "above 0", temperature)
-        if teacher is student:
-            raise InputError("Teacher and student are the same object; build two.")
+        check_apart(teacher, student)
         if not student.normalises:
             student.normalise_like(teacher)
         self.strict_loading = False  # checkpoints leave the teacher out

@@ -161,8 +161,9 @@ def paired_layers(
         raise InputError(
             "Teacher and student have no feature maps of the same resolution, so attention cannot "
             f"be transferred (teacher: {_sizes(theirs)}; student: {_sizes(own)}); set model.beta=0 "
-            "to go without it, or choose a method that does without it: model=dfad, model=dafl or "
-            "model=nayer."
+            "to go without it, or choose a method that does without it: model=dfad works with "
+            "every teacher, model=dafl with one that ends in a linear layer, model=nayer with one "
+            "that has BatchNorms."
         )
     return pairs
 

@@ -56,3 +56,14 @@ def load_teacher(
             "per-channel values it was trained with as teacher.mean=[...] and teacher.std=[...]."
         )
     return teacher.freeze()
+
+
+def check_apart(teacher: Classifier, student: Classifier) -> None:
+    """Raise an InputError if teaching the student would change the teacher."""
+    theirs = {id(module) for module in teacher.modules()}
+    theirs |= {id(parameter) for parameter in teacher.parameters()}
+    if any(id(part) in theirs for part in (*student.modules(), *student.parameters())):
+        raise InputError(
+            "Teacher and student are the same object, or have a network, a layer or weights in "
+            "common; build two."
+        )

@@ -95,7 +95,7 @@ COST = (
     Column("seconds", "both, s", lambda run: run.seconds, small=1),
     _plain("synthesis_steps", "synthesis steps"),
     Column("student_updates", "student updates", lambda run: run.student_updates),
-    _plain("images_banked", "images made"),
+    _plain("images_banked", "images banked"),
     _plain("images_kept", "images kept"),
 )
 NOTES = (
@@ -104,6 +104,8 @@ NOTES = (
     "“s to 90 % of teacher” is the time of synthesis and distillation until the first evaluation "
     "at or above 90 % of the teacher's accuracy, of the runs that got there. Evaluation and the "
     "teacher's training are in no time.",
+    "Methods whose generator and student take turns bank the images of the generator's steps only, "
+    "and keep those of the last turn, for pictures.",
 )
 
 
