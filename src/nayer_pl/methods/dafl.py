@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from nayer_pl.errors import InputError, require_not_negative
-from nayer_pl.methods.online import OnlineDistillation
+from nayer_pl.methods.online import OnlineDistillation, stepping_down
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
 from nayer_pl.synthesis.losses import balance_loss, label_loss
@@ -96,8 +96,7 @@ class DAFL(OnlineDistillation):
 
     def student_schedule(self, optimizer: Optimizer, epochs: int) -> LRScheduler:
         """Steps down."""
-        after = [round(share * epochs) for share in self.milestones]
-        return MultiStepLR(optimizer, after, self.decay)
+        return stepping_down(optimizer, epochs, self.milestones, self.decay)
 
     def on_train_epoch_start(self) -> None:
         """The generator's learning rate stays where it is."""

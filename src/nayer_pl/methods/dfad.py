@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import LRScheduler
 
-from nayer_pl.methods.online import OnlineDistillation
+from nayer_pl.methods.online import OnlineDistillation, stepping_down
 from nayer_pl.networks.classifier import Classifier
 
 
@@ -75,5 +75,4 @@ class DFAD(OnlineDistillation):
 
     def student_schedule(self, optimizer: Optimizer, epochs: int) -> LRScheduler:
         """Steps down."""
-        after = [round(share * epochs) for share in self.milestones]
-        return MultiStepLR(optimizer, after, self.decay)
+        return stepping_down(optimizer, epochs, self.milestones, self.decay)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from nayer_pl.errors import require, require_not_negative
 from nayer_pl.memory.plan import DistillationBatch
@@ -86,3 +87,10 @@ class OnlineDistillation(DataFreeDistillation):
         students, own = self.trainer.optimizers[:2]
         share = students.param_groups[0]["lr"] / self.learning_rate
         own.param_groups[0]["lr"] = self.generator_lr * share
+
+
+def stepping_down(
+    optimizer: Optimizer, epochs: int, milestones: Sequence[float], decay: float
+) -> LRScheduler:
+    """A learning rate that is multiplied by `decay` after these shares of the epochs."""
+    return MultiStepLR(optimizer, [round(share * epochs) for share in milestones], decay)
