@@ -43,7 +43,7 @@ def test_activation_term_is_minus_the_mean_absolute_feature():
 def test_loss_is_the_weighted_sum_of_three_terms(dafl):
     """Against the network written out layer by layer, not seen through hooks."""
     method = dafl(onehot_weight=0.5, activation_weight=3.0, balance_weight=7.0)
-    images = torch.rand(16, *SHAPE)
+    images = torch.rand(16, *SHAPE, requires_grad=True)
     net, x = method.teacher.network, (images - method.teacher.mean) / method.teacher.std
     features = net.norm2(net.conv2(net.norm1(net.conv1(x)).relu())).relu().mean((2, 3))
     p = (features @ net.head.weight.T + net.head.bias).softmax(1)
@@ -58,6 +58,8 @@ def test_loss_is_the_weighted_sum_of_three_terms(dafl):
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value)
+    slopes = [torch.autograd.grad(each["loss"], images)[0] for each in (terms, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
     assert not any(m._forward_pre_hooks for m in method.teacher.modules())
 
 

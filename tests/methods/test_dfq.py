@@ -104,7 +104,7 @@ def test_loss_is_three_terms_less_the_divergence_and_without_it_in_warm_up(dfq, 
     weights = {"bn": 0.5, "entropy": 3.0, "balance": 7.0, "divergence": -11.0}
     method = dfq(bn_weight=0.5, entropy_weight=3.0, balance_weight=7.0, adv_weight=11.0)
     method.student.eval()
-    images = torch.rand(16, *SHAPE)
+    images = torch.rand(16, *SHAPE, requires_grad=True)
     logits = method.teacher(images)
     matching = GaussianMatching(method.teacher)
     matching(images)
@@ -122,6 +122,8 @@ def test_loss_is_three_terms_less_the_divergence_and_without_it_in_warm_up(dfq, 
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-6)
+    slopes = [torch.autograd.grad(each["loss"], images)[0] for each in (terms, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
 
 
 class Duel(Callback):
@@ -197,7 +199,7 @@ def test_students_first_step_is_nesterovs(dfq, tiny_data, fit):
 
 def test_a_teacher_without_statistics_is_refused(dfq, tiny_classifier):
     with pytest.raises(
-        InputError, match=r"no BatchNorm2d.*model=zskt, model=dfad or model=dafl\.$"
+        InputError, match=r"no BatchNorm2d.*model=dfad works with every teacher.*feature maps\.$"
     ):
         dfq(teacher=tiny_classifier(norm=False))
 

@@ -161,6 +161,23 @@ def test_loss_is_the_weighted_sum_and_warm_up_has_no_adversary(fast, tiny_data, 
         torch.testing.assert_close(history["loss"], total)
 
 
+def test_gradient_is_that_of_the_label_and_the_adversarial_term_written_out(fast):
+    method = fast(bn_weight=0, ce_weight=0.7, adv_weight=2.0)
+    method.student.eval()
+    images, targets = torch.rand(12, *SHAPE, requires_grad=True), torch.arange(12) % 3
+    for net in (method.teacher, method.student):  # no class is everybody's favourite
+        net.network.head.bias.data -= net(images).detach().mean(0)
+    p, q = method.teacher(images).softmax(1), method.student(images).softmax(1)
+    agree = p.argmax(1) == q.argmax(1)
+    assert 0 < agree.sum() < 12
+    adversary = -((p * (p / q).log()).sum(1) * agree).sum() / 12
+    expected = -0.7 * p[range(12), targets].log().mean() + 2.0 * adversary
+    found = method.invert(images, targets, warm_up=False)["loss"]
+    torch.testing.assert_close(found, expected)
+    slopes = [torch.autograd.grad(loss, images)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
+
+
 def test_noise_is_new_in_every_round_and_learned_in_it(fast, tiny_data, fit):
     method, seen = fast(), []
     make = method._make
@@ -171,6 +188,18 @@ def test_noise_is_new_in_every_round_and_learned_in_it(fast, tiny_data, fit):
     for one_round in (first, second):
         assert not any(torch.equal(a, b) for a, b in itertools.pairwise(one_round))
         assert (one_round[0] - one_round[-1]).abs().max() < 3 * 0.011  # Adam's steps of 0.01
+
+
+def test_augmentation_is_seen_by_the_judges_but_not_banked(fast, tiny_data, fit):
+    method, data, made, seen = fast(augmentation=Augmentation(2)), tiny_data(), [], []
+    make = method._make
+    method._make = lambda count: made.append(make(count)) or made[-1]
+    method.statistics.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    fit(method, data, max_epochs=1, limit_train_batches=1)
+    assert len(made) == len(seen) == 4
+    assert not any(torch.equal(plain, shown) for plain, shown in zip(made, seen, strict=True))
+    banked = data.bank.images.float() / 255
+    assert any(torch.allclose(banked, plain, atol=0.5 / 255 + 1e-6, rtol=0) for plain in made)
 
 
 def test_first_layer_starts_anew_in_the_epoch_that_is_said(fast, tiny_data, fit):
@@ -222,7 +251,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(fast, tiny_data, fit, 
 
 
 def test_what_cannot_work_is_refused(fast, tiny_classifier, tiny_data, fit):
-    with pytest.raises(InputError, match=r"no BatchNorm2d .* model=zskt, model=dfad or model=dafl"):
+    with pytest.raises(InputError, match=r"no BatchNorm2d .* model=dfad works with every teacher"):
         fast(teacher=tiny_classifier(norm=False))
     with pytest.raises(InputError, match="fomaml or reptile, not 'maml'"):
         fast(meta="maml")

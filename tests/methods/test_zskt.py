@@ -105,27 +105,29 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn(zskt, tiny_classifier, beta)
     assert students > 1e-3
 
 
+def test_generators_gradient_is_that_of_the_divergence_through_both_networks(zskt):
+    method, images = zskt(), torch.rand(16, *SHAPE, requires_grad=True)
+    method.student.eval()
+    expected = -kl(method.teacher(images), method.student(images)).mean()
+    losses = method.judge(images)["loss"], expected
+    slopes = [torch.autograd.grad(loss, images)[0] for loss in losses]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
+
+
 def naive_attention(maps):
     """Zagoruyko and Komodakis, one pixel at a time."""
-    _, channels, height, width = maps.shape
-    rows = []
-    for image in maps.tolist():
-        row = [
-            sum(image[c][y][x] ** 2 for c in range(channels)) / channels
-            for y in range(height)
-            for x in range(width)
-        ]
-        length = math.sqrt(sum(value**2 for value in row))
-        rows.append([value / length for value in row])
-    return rows
+    pixels = [pixel for row in maps.unbind(2) for pixel in row.unbind(2)]
+    means = [sum(channel**2 for channel in pixel.T) / pixel.shape[1] for pixel in pixels]
+    length = sum(mean**2 for mean in means).sqrt()
+    return torch.stack([mean / length for mean in means], dim=1)
 
 
 def test_attention_is_the_slow_loops():
     student, teacher = torch.randn(3, 4, 5, 2), torch.randn(3, 7, 5, 2)
     a, b = naive_attention(student), naive_attention(teacher)
-    torch.testing.assert_close(attention(student), torch.tensor(a))
+    torch.testing.assert_close(attention(student), a)
     squares = [(x - y) ** 2 for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)]
-    assert float(attention_loss(student, teacher)) == pytest.approx(sum(squares) / 30)
+    assert float(attention_loss(student, teacher)) == pytest.approx(float(sum(squares)) / 30)
 
 
 def test_student_loss_is_divergence_over_classes_and_weighted_attention(zskt):
@@ -141,12 +143,12 @@ def test_student_loss_is_divergence_over_classes_and_weighted_attention(zskt):
 
     method.student.eval()
     (logits, *own), (wanted, *theirs) = by_hand(method.student), by_hand(method.teacher)
-    gaps = [
-        torch.tensor(naive_attention(s)) - torch.tensor(naive_attention(t))
-        for s, t in zip(own, theirs, strict=True)
-    ]
+    gaps = [naive_attention(s) - naive_attention(t) for s, t in zip(own, theirs, strict=True)]
     expected = kl(wanted, logits).mean() / 3 + 7.0 * sum(gap.square().mean() for gap in gaps)
-    torch.testing.assert_close(method.student_loss(images), expected)
+    found = method.student_loss(images)
+    torch.testing.assert_close(found, expected)
+    slopes = [torch.autograd.grad(each, method.student.parameters()) for each in (found, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
     assert not method.student.network._forward_hooks
     assert not any(m._forward_hooks for m in [*method.student.modules(), *method.teacher.modules()])
 
