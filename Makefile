@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 install: $(INSTALLED)  ## create .venv and install the pinned dependencies
 
-demo: $(INSTALLED)  ## a student learns to read digits from a teacher, without digits (3 minutes)
+demo: $(INSTALLED)  ## a student learns to read digits from a teacher, without digits (a few minutes)
 	$(BIN)/python train.py experiment=digits
 
 test: $(INSTALLED)  ## the test suite (about 6 minutes on 2 cores)

@@ -225,6 +225,10 @@ def test_bad_shapes_are_refused(tiny_method):
         tiny_method(label_text=torch.randn(4, 5))
     with pytest.raises(InputError, match="needs label_text"):
         tiny_method(label_text=None)
+    with pytest.raises(InputError, match="must be lte or onehot or noise, not onehott"):
+        tiny_method(conditioning="onehott")
+    with pytest.raises(InputError, match="at least 1, not 0"):
+        tiny_method(labels_per_layer=0)
     with pytest.raises(InputError, match="divisible by 4"):
         tiny_method(image_shape=(1, 10, 8))
 

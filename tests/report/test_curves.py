@@ -79,3 +79,10 @@ def test_no_two_methods_look_the_same():
     looks = [(s["color"], str(s["linestyle"]), s["marker"]) for s in styles([*free, *real])]
     assert len(set(looks)) == len(looks)
     assert {look[0] for look in looks[-2:]}.isdisjoint(COLOURS)
+
+
+def test_a_method_looks_the_same_whoever_wins():
+    methods = [Method(name, [run(0, [])], {}) for name in ("nayer", "fast", "dafl")]
+    looks = dict(zip("nfd", styles(methods), strict=True))
+    turned = dict(zip("dfn", styles(methods[::-1]), strict=True))
+    assert looks == turned

@@ -4,7 +4,7 @@ Tran et al., CVPR 2024, arXiv 2310.00258.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,18 @@ Conditioning = Literal["lte", "onehot", "noise"]
 class NAYER(InversionDistillation):
     """Label text is the generator's input; a noisy layer, new for every round, makes it random.
 
+    There is no z: all that differs between two rounds of the same labels is the noisy layer, a
+    linear layer whose weights are drawn from N(0, 1) and then learned for the round's few steps,
+    with the generator, by an Adam that starts afresh. One layer serves a full set of classes (K to
+    1), so a round has as many of them as sets. The images of the step with the lowest loss are
+    banked. The generator is carried over from round to round, until its life ends.
+
+    Paper and published code differ; this is the code: the statistics of a round are averaged with
+    those of earlier rounds, and the generator also starts from scratch when distillation begins.
+    Not taken over: the lowest loss is that of the round (there, with an oversight, of all rounds so
+    far), the labels of a round are balanced on every device, and each data set's label text is in
+    the order of its labels.
+
     Args:
         teacher, student: see `InversionDistillation`, which also takes `inversion`.
         image_shape: (C, H, W) of the images to make.
@@ -33,7 +45,7 @@ class NAYER(InversionDistillation):
         reinitialise_noisy_layer: draw it anew for every round (NAYER) or only once.
         labels_per_layer: K of the noisy layer; None for one layer per full set of classes.
         noisy_features: size of the noisy layer's output.
-        generator: features, image_shape -> generator; None for the one of the paper.
+        generator: features, image_shape -> generator.
         generator_steps: optimisation steps in a round.
         generator_lr, generator_betas: of the Adam that starts afresh in every round.
         generator_life: epochs until the generator starts from scratch.
@@ -70,6 +82,8 @@ class NAYER(InversionDistillation):
         require(generator_steps >= 1, "model.generator_steps", "at least 1", generator_steps)
         require_not_negative(generator_lr=generator_lr)
         require(generator_life >= 1, "model.generator_life", "at least 1 epoch", generator_life)
+        wanted = " or ".join(get_args(Conditioning))
+        require(conditioning in get_args(Conditioning), "model.conditioning", wanted, conditioning)
         self.generator_steps, self.generator_life = generator_steps, generator_life
         self.generator_lr = generator_lr
         self.generator_betas = (generator_betas[0], generator_betas[1])
@@ -85,7 +99,7 @@ class NAYER(InversionDistillation):
                 else _embeddings(label_text, classes),
                 noisy_features,
                 round_size,
-                labels_per_layer or classes,
+                classes if labels_per_layer is None else labels_per_layer,
                 reinitialise_noisy_layer,
             )
         self.generator = generator(noisy_features, image_shape)

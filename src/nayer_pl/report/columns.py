@@ -103,7 +103,7 @@ NOTES = (
     "“of teacher” are of the teacher that each run had.",
     "“s to 90 % of teacher” is the time of synthesis and distillation until the first evaluation "
     "at or above 90 % of the teacher's accuracy, of the runs that got there. Evaluation and the "
-    "teacher's training are in no time.",
+    "teacher's training are not counted.",
     "Methods whose generator and student take turns bank the images of the generator's steps only, "
     "and keep those of the last turn, for pictures.",
 )

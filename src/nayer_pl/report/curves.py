@@ -60,10 +60,13 @@ def points(runs: Sequence[Run], axis: str) -> list[Point]:
 
 
 def styles(methods: Sequence[Method]) -> list[dict[str, Any]]:
-    """How each method is drawn: data-free ones in colour, those that see real images in ink."""
-    found = []
+    """How each method is drawn: data-free ones in colour, those that see real images in ink.
+
+    In the order of names, not of results: the same methods look the same in every figure.
+    """
+    found: dict[str, dict[str, Any]] = {}
     coloured = inked = 0
-    for method in methods:
+    for method in sorted(methods, key=lambda each: each.label):
         if method.sees_real_images:
             dash = DASHES[(inked + 1) % len(DASHES)]
             style = {"color": INK, "linestyle": dash, "marker": None}
@@ -73,8 +76,8 @@ def styles(methods: Sequence[Method]) -> list[dict[str, Any]]:
             dash = DASHES[turn % len(DASHES)]
             style = {"color": COLOURS[place], "linestyle": dash, "marker": MARKERS[place]}
             coloured += 1
-        found.append({"linewidth": 1.4, "markersize": 3.5, **style})
-    return found
+        found[method.label] = {"linewidth": 1.4, "markersize": 3.5, **style}
+    return [found[method.label] for method in methods]
 
 
 def draw_axes(ax: Axes, section: Section, axis: str) -> bool:
