@@ -254,7 +254,7 @@ def with_callback(config, monkeypatch):
 
 
 @pytest.mark.usefixtures("teacher_file")
-def test_an_interrupted_run_does_not_pretend_to_have_finished(with_callback, tmp_path):
+def test_an_interrupted_run_says_how_to_go_on_and_is_not_finished(with_callback, tmp_path, caplog):
     class Interrupt(Callback):
         def on_train_batch_end(self, *_):
             raise KeyboardInterrupt
@@ -262,6 +262,7 @@ def test_an_interrupted_run_does_not_pretend_to_have_finished(with_callback, tmp
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train(with_callback(Interrupt))
     assert not (tmp_path / "run" / "summary.json").exists()
+    assert "Ended by Ctrl-C. To go on: the same command with resume=auto run_dir=" in caplog.text
 
 
 @pytest.mark.usefixtures("teacher_file")

@@ -42,8 +42,8 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with unbroken_console():
             summary, objects = _train(cfg)
-    except Terminated as end:
-        say_how_to_go_on(cfg, end)
+    except (SystemExit, KeyboardInterrupt) as end:  # Lightning exits after Ctrl-C
+        say_how_to_go_on(cfg, getattr(end, "reason", "Ctrl-C"))
         raise
     if cfg.sweep and told_to_end(objects):  # when it was over anyhow, but the next job is not
         raise Terminated
@@ -241,10 +241,10 @@ def finish(run_dir: Path, summary: dict[str, Any], loggers: list[Logger], produc
 
 
 @rank_zero_only
-def say_how_to_go_on(cfg: DictConfig, end: Terminated) -> None:
+def say_how_to_go_on(cfg: DictConfig, reason: str) -> None:
     """One sentence for a run that was told to end."""
     option, path = "run_dir", Path(cfg.run_dir)
     if cfg.sweep:
         option, path = "hydra.sweep.dir", path.parent
     how = f"resume=auto {option}='{os.path.relpath(path)}'"
-    log.warning("Ended by %s. To go on: the same command with %s.", end.reason, how)
+    log.warning("Ended by %s. To go on: the same command with %s.", reason, how)
