@@ -15,7 +15,6 @@ from typing import Any
 
 from measuring import machine, mean_and_spread, run_job
 
-NAYER: dict[str, list[str]] = {"label text (NAYER)": []}
 QUESTIONS: dict[str, dict[str, list[str]]] = {
     "conditioning": {
         "one-hot label": ["model.conditioning=onehot"],
@@ -61,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if ("text_encoder" in arguments.questions) != bool(arguments.embeddings):
         parser.error("--questions text_encoder and --embeddings belong together")
-    variants = dict(NAYER)
+    variants: dict[str, list[str]] = {"label text (NAYER)": []}
     for question in arguments.questions:
         variants |= QUESTIONS.get(question, {})
     if arguments.embeddings:

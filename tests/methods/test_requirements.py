@@ -38,7 +38,7 @@ def refusal(method, layers):
     teacher = Classifier(nn.Sequential(*layers), [0.5], [0.5])
     wrn = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 3, "channels": 1}
     student = build_classifier(wrn, [0.5], [0.5])
-    options = {"conditioning": "onehot", "label_text": None} if method is NAYER else {}
+    options = {"conditioning": "onehot"} if method is NAYER else {}
     try:
         method(teacher, student, SHAPE, check_teacher=False, **options)
     except InputError as error:
