@@ -1,12 +1,14 @@
+import logging
 import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tqdm import tqdm
 
 from nayer_pl.callbacks import PhaseProgressBar
-from nayer_pl.console import unbroken_console
+from nayer_pl.console import BesideBars, unbroken_console
 
 FULL = Path("/dev/full")  # answers every write as a full disk does
 
@@ -44,3 +46,14 @@ def test_what_can_be_printed_is(capsys):
         print("err", file=sys.stderr)
         assert not sys.stdout.isatty()
     assert capsys.readouterr() == ("out\n", "err\n")
+
+
+def test_a_log_message_does_not_stick_to_a_progress_bar(capsys):
+    handler, log = BesideBars(), logging.Logger("test")
+    log.addHandler(handler)
+    with tqdm(total=2, file=sys.stdout, desc="bar") as bar:
+        bar.update()
+        log.warning("ended")
+    drawn = capsys.readouterr().out
+    assert "ended" in [line.rpartition("\r")[2] for line in drawn.split("\n")]
+    assert drawn.rpartition("ended")[2].lstrip().startswith("bar:  50%")  # it is drawn again

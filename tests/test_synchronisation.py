@@ -174,7 +174,7 @@ def journal(request, tiny_method, tiny_data, fit, tmp_path, monkeypatch) -> Jour
             tiny_data(PLAN, augmentation=augmentation),
             accelerator=request.param, devices=1, log_every_n_steps=EVERY,
             enable_progress_bar=True, logger=CSVLogger(tmp_path),
-            callbacks=[PhaseProgressBar(), journal],
+            callbacks=[PhaseProgressBar(terminal=True), journal],
         )  # fmt: skip
     return journal
 

@@ -40,6 +40,26 @@ def test_bad_input_is_one_sentence_and_a_failing_exit(tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert lines[-1].startswith("error: The teacher's weights are not at 'teachers/digits_wrn16_1")
     assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "over"),
+    [
+        ("experiment=compare", "model and seed"),
+        ("ablation=conditioning", "seed and model.conditioning"),
+        ("hparams_search=optuna", "model.generator_lr"),
+    ],
+)
+def test_a_sweep_without_m_is_refused(type_command, tmp_path, sweep, over):
+    if sweep.endswith("optuna"):
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    words = ["experiment=digits", sweep] if "experiment" not in sweep else [sweep]
+    status, printed = type_command(None, *words, f"run_dir={tmp_path}/run")
+    assert status == 1
+    assert f"error: What was chosen is a sweep over {over}" in printed
+    assert "-m" in printed
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_directory_that_cannot_be_made_is_one_sentence(type_command, tmp_path):

@@ -8,6 +8,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tqdm import tqdm
 
 
 class Unbroken:
@@ -29,6 +30,17 @@ class Unbroken:
         """Flush, if that works."""
         with suppress(OSError):
             self._stream.flush()
+
+
+class BesideBars(logging.StreamHandler[Any]):
+    """Log messages on lines of their own, above the progress bars that are drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """To standard output, whatever that is now."""
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+        except Exception:  # as every handler: logging says what happened
+            self.handleError(record)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -70,6 +71,22 @@ def isolated(script: str, run_dir: str) -> Iterator[None]:
                 os.environ[name] = value
         torch.set_num_threads(threads)
     _end_children(patience=60)
+
+
+def check_mode() -> None:
+    """See that a sweep was started as one.
+
+    Raises:
+        InputError: without `-m`; Hydra would run a single job with the defaults.
+    """
+    hydra = HydraConfig.get()
+    typed = "hydra.mode=RUN" in sys.argv  # as by `command`; Hydra's own list always has it
+    if hydra.mode == RunMode.RUN and hydra.sweeper.params and not typed:
+        swept = " and ".join(hydra.sweeper.params)
+        raise InputError(
+            f"What was chosen is a sweep over {swept}, which needs -m: python train.py -m ...; "
+            "hydra.mode=RUN runs a single job of it."
+        )
 
 
 def command(script: str, run_dir: str) -> list[str]:

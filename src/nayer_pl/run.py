@@ -17,11 +17,11 @@ from nayer_pl.build import build, check
 from nayer_pl.callbacks.checkpoints import MAX_TIME, Checkpoints, out_of_time
 from nayer_pl.callbacks.timer import PhaseTimer
 from nayer_pl.console import quiet_lightning, unbroken_console
-from nayer_pl.errors import InputError, Terminated, require
+from nayer_pl.errors import InputError, NayerError, Terminated, require
 from nayer_pl.files import cannot_write, write_durably
 from nayer_pl.loggers import AFTER_SIGTERM, Charts, close, sync_command
 from nayer_pl.machine import circumstances
-from nayer_pl.run_dir import prepare_run_dir
+from nayer_pl.run_dir import prepare_run_dir, remove_if_empty
 from nayer_pl.summary import print_summary, write_summary
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,9 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             summary, objects = _train(cfg)
     except (SystemExit, KeyboardInterrupt) as end:  # Lightning exits after Ctrl-C
         say_how_to_go_on(cfg, getattr(end, "reason", "Ctrl-C"))
+        raise
+    except NayerError:
+        remove_if_empty(cfg.run_dir)
         raise
     if cfg.sweep and told_to_end(objects):  # when it was over anyhow, but the next job is not
         raise Terminated
@@ -92,7 +95,7 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             "precision": str(trainer.precision),
             **method.results(),
             "seconds_teacher": seconds_teacher,
-            **phase_figures(timer),
+            **timer.figures(),
             **circumstances(trainer.strategy.root_device, trainer.world_size),
         }
         finish(Path(cfg.run_dir), summary, loggers, Path(cfg.export.path))
@@ -180,16 +183,6 @@ def told_to_end(objects: dict[str, Any]) -> bool:
     """Whether SIGTERM came when a run was as good as over."""
     callbacks = objects["trainer"].callbacks if objects else []
     return any(isinstance(each, Checkpoints) and each.told_to_end for each in callbacks)
-
-
-def phase_figures(timer: PhaseTimer) -> dict[str, float]:
-    """Seconds and images per second of the phases that took place."""
-    figures = {}
-    for phase, seconds in timer.seconds.items():
-        if seconds:
-            figures[f"seconds_{phase}"] = seconds
-            figures[f"images_per_second_{phase}"] = timer.images[phase] / seconds
-    return figures
 
 
 def start_loggers(cfg: DictConfig, again: bool = False) -> list[Logger]:

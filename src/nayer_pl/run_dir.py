@@ -1,6 +1,7 @@
 """The directory of a run: that it can be used, before any work."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -45,3 +46,10 @@ def prepare_run_dir(path: str, again: bool = False) -> None:
         )
     for folder in (run_dir, run_dir / "checkpoints", run_dir / "bank"):
         remove_unfinished(folder)
+
+
+@rank_zero_only
+def remove_if_empty(path: str) -> None:
+    """Leave no directory behind of a run that was refused before it began."""
+    with suppress(OSError):
+        Path(path).rmdir()

@@ -243,3 +243,12 @@ def test_compiled_steps_compute_the_same(tiny_method, tiny_data, fit):
     method.compile_steps()
     for fast, expected in zip(terms_and_gradients(), plain, strict=True):
         torch.testing.assert_close(fast, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_rounds_larger_than_the_noisy_layer_are_refused_before_the_first(
+    tiny_method, tiny_data, fit
+):
+    with pytest.raises(
+        InputError, match=r"round_size must be at least plan\.round_size.* 12, not 8"
+    ):
+        fit(tiny_method(round_size=8), tiny_data({"round_size": 12}))

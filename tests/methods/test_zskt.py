@@ -1,5 +1,6 @@
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -227,6 +228,51 @@ def test_it_goes_on_from_the_middle_of_a_turn(zskt, tiny_data, fit, tmp_path):
     whole = run(callbacks=[Save()])
     again = run(ckpt_path=tmp_path / "middle.ckpt")
     assert all(torch.equal(whole[key], value) for key, value in again.items())
+
+
+class Gradients(Callback):
+    """How long the gradient is that each step of an optimizer is made with."""
+
+    def __init__(self):
+        self.norms = {"student": [], "generator": []}
+
+    def on_train_batch_end(self, trainer, method, outputs, item, i):
+        name = "generator" if isinstance(item, SynthesisRound) else "student"
+        grads = [p.grad.flatten() for p in getattr(method, name).parameters()]
+        self.norms[name].append(float(torch.cat(grads).norm()))
+
+
+def test_long_gradients_are_clipped_and_short_ones_left_alone(zskt, tiny_data, fit):
+    def norms(limit):
+        gradients = Gradients()
+        torch.manual_seed(0)
+        method = zskt(max_gradient_norm=limit, learning_rate=1e-9, generator_lr=0.0)
+        fit(method, tiny_data(PLAN), callbacks=[gradients])
+        return gradients.norms
+
+    free = norms(1e9)
+    limit = sorted(free["student"])[len(free["student"]) // 2]  # some are longer, some not
+    clipped = norms(limit)
+    assert clipped["student"] == pytest.approx([min(n, limit) for n in free["student"]], rel=0.01)
+    tight = norms(1e-3)
+    assert tight["student"] + tight["generator"] == pytest.approx([1e-3] * 44, rel=1e-3)
+
+
+def test_scaled_gradients_are_clipped_as_if_they_were_not(zskt):
+    method, scaler = zskt(), torch.amp.GradScaler("cpu", init_scale=128.0)
+    method.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+    optimizer = method.student_optimizer()
+    for parameter in method.student.parameters():
+        parameter.grad = torch.full_like(parameter, 128.0)  # 1, times the scale
+    method.on_before_optimizer_step(optimizer)
+    grads = [parameter.grad.flatten() / 128 for parameter in method.student.parameters()]
+    expected = [torch.ones_like(parameter) for parameter in method.student.parameters()]
+    for copy_of, grad in zip(method.student.parameters(), expected, strict=True):
+        copy_of.grad = grad
+    nn.utils.clip_grad_norm_(method.student.parameters(), 5.0)
+    torch.testing.assert_close(
+        torch.cat(grads), torch.cat([p.grad.flatten() for p in method.student.parameters()])
+    )
 
 
 @pytest.mark.parametrize(

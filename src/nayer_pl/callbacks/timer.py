@@ -26,6 +26,15 @@ class PhaseTimer(Callback):
         self._phase: str | None = None
         self._since = 0.0
 
+    def figures(self) -> dict[str, float]:
+        """Seconds and images per second of the phases that took place, for a summary."""
+        figures = {}
+        for phase, seconds in self.seconds.items():
+            if seconds:
+                figures[f"seconds_{phase}"] = seconds
+                figures[f"images_per_second_{phase}"] = self.images[phase] / seconds
+        return figures
+
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:

@@ -86,7 +86,7 @@ class CMI(InversionDistillation):
         **inversion: Any,
     ) -> None:
         super().__init__(
-            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, **inversion
+            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, round_size, **inversion
         )
         require(layers in get_args(Layers), "model.layers", "all or stages", layers)
         require(generator_steps >= 1, "model.generator_steps", "at least 1", generator_steps)

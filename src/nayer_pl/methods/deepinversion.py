@@ -80,7 +80,7 @@ class DeepInversion(InversionDistillation):
         **inversion: Any,
     ) -> None:
         super().__init__(
-            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, **inversion
+            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, round_size, **inversion
         )
         require(image_steps >= 1, "model.image_steps", "at least 1", image_steps)
         require_not_negative(tv_weight=tv_weight, l2_weight=l2_weight)

@@ -77,7 +77,7 @@ class FastDFKD(InversionDistillation):
         **inversion: Any,
     ) -> None:
         super().__init__(
-            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, **inversion
+            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, round_size, **inversion
         )
         if meta not in get_args(MetaUpdate):
             raise InputError(f"model.meta is fomaml or reptile, not '{meta}'.")

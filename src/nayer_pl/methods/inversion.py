@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from nayer_pl.augmentation import Augmentation
-from nayer_pl.errors import InputError, require_not_negative
+from nayer_pl.errors import InputError, require, require_not_negative
 from nayer_pl.methods.base import DataFreeDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.losses import adversarial_loss, label_loss
@@ -22,6 +22,7 @@ class InversionDistillation(DataFreeDistillation):
         bn_weight, ce_weight, adv_weight: of the three terms; the adversarial one is left out in
             warm-up.
         bn_momentum: weight of the running average in the statistics term.
+        round_size: most labels in one round.
         augmentation: of the images before teacher and student see them; None for none.
         distillation: temperature, learning rate, seed and so on of `DataFreeDistillation`.
 
@@ -40,16 +41,24 @@ class InversionDistillation(DataFreeDistillation):
         ce_weight: float,
         adv_weight: float,
         bn_momentum: float,
+        round_size: int,
         augmentation: Augmentation | None = None,
         **distillation: Any,
     ) -> None:
         super().__init__(teacher, student, **distillation)
         require_not_negative(bn_weight=bn_weight, ce_weight=ce_weight, adv_weight=adv_weight)
         self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
-        self.augmentation = augmentation
+        self.round_size, self.augmentation = round_size, augmentation
         self.statistics = StatisticsMatching(teacher, bn_momentum)
         if bn_weight or self.needs_statistics:
             ask_for_statistics(self.statistics, optional=not self.needs_statistics)
+
+    def on_fit_start(self) -> None:
+        """Check that the plan's rounds are not larger than this method's."""
+        planned = self.datamodule.plan.round_size
+        wanted = f"at least plan.round_size, which is {planned}"
+        require(self.round_size >= planned, "model.round_size", wanted, self.round_size)
+        super().on_fit_start()
 
     def augment(self, images: Tensor) -> Tensor:
         """Crop and mirror with this rank's own noise, if that is wanted."""

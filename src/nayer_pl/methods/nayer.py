@@ -77,7 +77,7 @@ class NAYER(InversionDistillation):
         **inversion: Any,
     ) -> None:
         super().__init__(
-            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, **inversion
+            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, round_size, **inversion
         )
         require(generator_steps >= 1, "model.generator_steps", "at least 1", generator_steps)
         require_not_negative(generator_lr=generator_lr)

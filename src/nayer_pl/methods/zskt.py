@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.errors import InputError, require_not_negative
+from nayer_pl.errors import InputError, require, require_not_negative
+from nayer_pl.methods.divergence import gradient_norm
 from nayer_pl.methods.online import OnlineDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
@@ -27,9 +28,9 @@ class ZSKT(OnlineDistillation):
 
     Paper and published code differ; this is the code. It averages the student's divergence over
     classes as well as images, and the squares of attention differences over pixels, and beta was
-    chosen for that. Not taken over: gradients are not clipped (to a norm of 5, there), the
-    generator's images are in [0, 1] instead of standardised, and the student is in evaluation mode
-    while the generator looks for its weaknesses.
+    chosen for that; it also clips the gradients of both networks. Not taken over: the generator's
+    images are in [0, 1] instead of standardised, and the student is in evaluation mode while the
+    generator looks for its weaknesses.
 
     Args:
         teacher, student, image_shape: see `OnlineDistillation`, which also takes `online`.
@@ -40,6 +41,7 @@ class ZSKT(OnlineDistillation):
         learning_rate: of the student's Adam; falls to `min_learning_rate` along a cosine.
         momentum: Adam's first beta.
         weight_decay: of the student's Adam.
+        max_gradient_norm: to which the gradient of either network is clipped before a step.
         online: the generator's arguments, seed and so on of `OnlineDistillation`.
 
     Raises:
@@ -60,6 +62,7 @@ class ZSKT(OnlineDistillation):
         min_learning_rate: float = 0.0,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        max_gradient_norm: float = 5.0,
         **online: Any,
     ) -> None:
         super().__init__(
@@ -74,7 +77,8 @@ class ZSKT(OnlineDistillation):
             **online,
         )
         require_not_negative(beta=beta)
-        self.beta = beta
+        require(max_gradient_norm > 0, "model.max_gradient_norm", "above 0", max_gradient_norm)
+        self.beta, self.max_gradient_norm = beta, max_gradient_norm
         self.pairs = paired_layers(teacher, student, image_shape) if beta else []
         self.register_buffer("z", torch.zeros(round_size, self.noise_features))
 
@@ -135,6 +139,21 @@ class ZSKT(OnlineDistillation):
             weight_decay=self.weight_decay,
             fused=True,
         )
+
+    # Both
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradient, which is multiplied by the loss's scale where losses are scaled."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        limit = torch.full((), self.max_gradient_norm, device=self.device)
+        clip_gradient(optimizer, limit if scaler is None else scaler.scale(limit))
+
+
+def clip_gradient(optimizer: Optimizer, limit: Tensor) -> None:
+    """Scale the gradient of all parameters together down to a norm of `limit`, a scalar."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    factor = (limit / gradient_norm(parameters)).clamp(max=1)  # 1 too where the norm is 0
+    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
 
 
 def attention(maps: Tensor) -> Tensor:
