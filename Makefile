@@ -39,7 +39,7 @@ format: $(INSTALLED)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-compare: $(INSTALLED)  ## every method on digits, three seeds, and a report (an hour or two)
+compare: $(INSTALLED)  ## every method on digits, three seeds, and a report (an hour)
 	$(BIN)/python train.py -m experiment=compare logger=csv hydra.sweep.dir=multirun/compare resume=auto
 	$(BIN)/python -m nayer_pl.report multirun/compare --out report
 

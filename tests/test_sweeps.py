@@ -82,7 +82,7 @@ def test_optuna_finds_the_best_and_survives_a_failing_trial(type_command):
     status, printed = type_command(training, *arguments)
     assert status == 0, printed
     assert len(trials) == 6  # a batch of four and one of two
-    assert all(1e-3 <= rate <= 1.6e-2 and 2.5 <= bn <= 40 for rate, bn in trials)
+    assert all(1e-3 <= rate <= 1.6e-2 and 0.5 <= bn <= 40 for rate, bn in trials)
     complete = [rate for i, (rate, _) in enumerate(trials, 1) if i not in (2, 5)]
     best = min(complete, key=lambda rate: max(rate / 4e-3, 4e-3 / rate))
     (found,) = Path("multirun").glob("*/optimization_results.yaml")

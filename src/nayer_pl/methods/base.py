@@ -23,10 +23,7 @@ from nayer_pl.methods.divergence import not_finite
 from nayer_pl.methods.evaluation import Evaluation
 from nayer_pl.methods.results import sum_up
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.folding import folded
 from nayer_pl.networks.modes import frozen
-from nayer_pl.networks.teacher import check_apart
-from nayer_pl.precision import fused_dtype
 from nayer_pl.streams import stream_seed
 
 
@@ -64,11 +61,7 @@ class DataFreeDistillation(Distilling, ABC):
         compile: bool = False,
     ) -> None:
         super().__init__(temperature, learning_rate, min_learning_rate, momentum, weight_decay)
-        check_apart(teacher, student)
-        if not student.normalises:
-            student.normalise_like(teacher)
-        self.strict_loading = False  # checkpoints leave the teacher out
-        self.teacher = teacher.freeze()
+        self.learn_from(teacher, student)
         self.student = student
         self.seed, self.check_teacher, self.compiles = seed, check_teacher, compile
         self.evaluation = Evaluation()
@@ -191,9 +184,7 @@ class DataFreeDistillation(Distilling, ABC):
                     "they must be the same."
                 )
         self.student.try_training(shape)
-        # A bound method: as an attribute, a copy of the teacher would be saved and moved about.
-        dtype = fused_dtype(self.trainer.precision)
-        self.ask_teacher = folded(self.teacher, shape, dtype).forward  # type: ignore[method-assign]
+        self.fold_teacher(shape)
         if self.compiles:
             self.compile_steps()
         self.examine(self.teacher, strict=self.check_teacher)
@@ -209,19 +200,9 @@ class DataFreeDistillation(Distilling, ABC):
         """Sum up, while all ranks are still there to be asked."""
         self._results = sum_up(self, self.wants_labels)
 
-    def teardown(self, stage: str) -> None:
-        """The folded copy of the teacher does not follow this module to another device."""
-        self.__dict__.pop("ask_teacher", None)
-
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary; empty until training has ended."""
         return self._results
-
-    def train(self, mode: bool = True) -> "DataFreeDistillation":
-        """As `nn.Module.train`, but the teacher's BatchNorm never leaves evaluation mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     @property
     def product(self) -> Classifier:

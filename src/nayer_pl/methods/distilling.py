@@ -75,10 +75,6 @@ class Distilling(Judging, DistillationState):
 
     # What happens
 
-    def ask_teacher(self, images: Tensor) -> Tensor:
-        """The teacher's logits; while a trainer runs, from its folded copy."""
-        return self.teacher(images)
-
     def distillation_step(self, batch: DistillationBatch) -> None:
         """One update of the student."""
         loss = self.student_loss(self.images_to_learn(batch))

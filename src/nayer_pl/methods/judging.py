@@ -8,6 +8,7 @@ from torch import Tensor
 from nayer_pl import ranks
 from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
 from nayer_pl.methods.reporting import Reporting
+from nayer_pl.methods.taught import Taught
 from nayer_pl.networks.classifier import Classifier
 
 if TYPE_CHECKING:
@@ -16,10 +17,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Judging(Reporting):
+class Judging(Taught, Reporting):
     """Evaluates the student after an epoch, against real labels and against its teacher."""
 
-    teacher: Classifier
     student: Classifier
     evaluation: Evaluation
     datamodule: "SyntheticDataModule"

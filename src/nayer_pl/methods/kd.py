@@ -15,9 +15,6 @@ from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
 from nayer_pl.methods.judging import Judging
 from nayer_pl.methods.supervised import Supervised
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.folding import folded
-from nayer_pl.networks.teacher import check_apart
-from nayer_pl.precision import fused_dtype
 from nayer_pl.synthesis.losses import distillation_loss
 
 
@@ -46,11 +43,7 @@ class KnowledgeDistillation(Judging, Supervised):
     ) -> None:
         super().__init__(student, **optimisation)
         require(temperature > 0, "model.temperature", "above 0", temperature)
-        check_apart(teacher, student)
-        if not student.normalises:
-            student.normalise_like(teacher)
-        self.strict_loading = False  # checkpoints leave the teacher out
-        self.teacher = teacher.freeze()
+        self.learn_from(teacher, student)
         self.image_shape, self.temperature = tuple(image_shape), temperature
         self.check_teacher = check_teacher
         self.evaluation = Evaluation()
@@ -73,10 +66,6 @@ class KnowledgeDistillation(Judging, Supervised):
         loss = distillation_loss(self.student(images), answers, self.temperature)
         return self.watched(loss)
 
-    def ask_teacher(self, images: Tensor) -> Tensor:
-        """The teacher's logits; while a trainer runs, from its folded copy."""
-        return self.teacher(images)
-
     def on_fit_start(self) -> None:
         """Check that the parts fit, and ask the teacher about the evaluation images, once."""
         super().on_fit_start()
@@ -86,9 +75,7 @@ class KnowledgeDistillation(Judging, Supervised):
                 f"The teacher has {outputs} outputs, but the student has {own}; they must be the "
                 "same."
             )
-        # A bound method: as an attribute, a copy of the teacher would be saved and moved about.
-        dtype = fused_dtype(self.trainer.precision)
-        self.ask_teacher = folded(self.teacher, self.image_shape, dtype).forward  # type: ignore[method-assign]
+        self.fold_teacher(self.image_shape)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         batches = data.val_dataloader()
         accuracy, images = self.evaluation.ask(self.teacher, batches, self._on_device)
@@ -98,12 +85,6 @@ class KnowledgeDistillation(Judging, Supervised):
     def _on_device(self, batch: list[Tensor]) -> list[Tensor]:
         images, labels = (tensor.to(self.device) for tensor in batch)
         return [images.to(torch.float32) / 255, labels]
-
-    def train(self, mode: bool = True) -> "KnowledgeDistillation":
-        """As `nn.Module.train`, but the teacher's BatchNorm never leaves evaluation mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def facts(self) -> dict[str, str]:
         """Method and both networks."""

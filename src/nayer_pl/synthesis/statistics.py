@@ -104,8 +104,8 @@ class StatisticsMatching(nn.Module):
     def loss(self) -> Tensor:
         """Sum over layers of ||variance - v||_2 + ||mean - m||_2, for the last call.
 
-        (m, v) is 0.1 times the batch plus 0.9 times the running average over earlier rounds; the
-        first round's batch stands alone. Variances are biased.
+        (m, v) is `momentum` times the running average over earlier rounds plus the rest times the
+        batch; the first round's batch stands alone. Variances are biased.
         """
         home = [(n.get_buffer("running_mean"), n.get_buffer("running_var")) for n in self.norms]
         taken = [self._taken.get(norm, at) for norm, at in zip(self.norms, home, strict=True)]
