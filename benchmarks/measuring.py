@@ -1,8 +1,6 @@
 """What the scripts share: jobs of train.py one after another, clocks, names of machines."""
 
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -13,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from nayer_pl.machine import circumstances
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,18 +42,7 @@ def mean_and_spread(values: Sequence[float], scale: float = 1.0, digits: int = 2
 
 def machine() -> str:
     """What the figures were measured on."""
-    name = platform.processor() or platform.machine()
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-    else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
-        models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-        name = models[0] if models else name
-    return (
-        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, Python {platform.python_version()}"
-    )
+    return ", ".join(circumstances("cuda" if torch.cuda.is_available() else "cpu").values())
 
 
 def synchronize() -> None:

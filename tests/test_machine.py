@@ -1,7 +1,7 @@
-import os
 import platform
 
 import lightning
+import pytest
 import torch
 
 import nayer_pl.machine
@@ -15,9 +15,14 @@ def test_versions_are_those_of_the_modules():
     assert f"Python {platform.python_version()}" in said
 
 
-def test_machine_has_its_cores_and_threads():
+@pytest.mark.parametrize(
+    ("cores", "threads", "text"), [(8, 2, "8 cores, 2 threads"), (1, 1, "1 core, 1 thread")]
+)
+def test_machine_has_its_cores_and_threads(monkeypatch, cores, threads, text):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     machine = circumstances()["machine"]
-    assert machine.endswith(f", {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    assert machine.endswith(f", {text}")
     assert circumstances(devices=4)["machine"] == f"4 x {machine}"
 
 

@@ -74,6 +74,10 @@ def test_numbers_of_a_teachers_training_are_printed():
     assert cells == {"accuracy": "50.00 %", "parameters": "0.18 M", "time, training": "2.5 s"}
 
 
+def test_a_small_networks_parameters_are_counted_to_the_last():
+    assert rows({"parameters": 9_876})["parameters"] == ["9,876"]
+
+
 def test_accuracy_that_was_not_measured_says_so():
     cells = rows({"student_accuracy": None, "agreement": 0.25})
     assert "not measured" in " ".join(cells["student accuracy"])

@@ -1,6 +1,7 @@
 """What is printed: only what says something. It may get lost (a full disk); the run does not."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -56,6 +57,9 @@ def quiet_lightning() -> None:
         logging.getLogger(talkative).setLevel(logging.WARNING)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         logging.getLogger("nayer_pl").setLevel(logging.ERROR)  # the first process says it already
+    if not sys.stderr.isatty():  # a log file, where every state of a bar would stay
+        for library in ("HF_DATASETS", "HF_HUB"):  # they look when they are imported, later
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     for message in (
         ".*does not have many workers.*",
         ".*Total length of .* across ranks is zero.*",

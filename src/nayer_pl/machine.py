@@ -20,10 +20,11 @@ def circumstances(device: torch.device | str = "cpu", devices: int = 1) -> dict[
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     several = f"{devices} x " if devices > 1 else ""
-    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    power = f"{cores} core{'s'[: cores > 1]}, {threads} thread{'s'[: threads > 1]}"
     versions = [f"{package} {version(package)}" for package in PACKAGES]
     return {
-        "machine": f"{several}{name}, {cores}",
+        "machine": f"{several}{name}, {power}",
         "versions": ", ".join([*versions, f"Python {platform.python_version()}"]),
     }
 

@@ -70,7 +70,7 @@ def _percent(value: float | None) -> str:
 
 
 def _count(value: int) -> str:
-    return f"{value / 1e6:.2f} M"
+    return f"{value / 1e6:.2f} M" if value >= 100_000 else f"{value:,}"
 
 
 def _size(count: int) -> str:
