@@ -30,11 +30,6 @@ def test_metrics_survive_a_full_disk(config):
         assert logger._target_ == "nayer_pl.metrics_file.MetricsFile"
 
 
-def test_every_group_of_the_defaults_has_options():
-    for group in ("model", "data", "teacher", "student", "text_encoder", "trainer", "logger"):
-        assert options(group), group
-
-
 @pytest.mark.parametrize("data", options("data"))
 def test_every_data_set_composes_and_builds(config, data, tmp_path):
     for name in ("cat", "dog"):  # what data=folder needs to know its classes
@@ -136,9 +131,3 @@ def test_the_default_is_the_papers_headline(config):
     assert cfg.teacher.architecture._target_.endswith("resnet34")
     assert cfg.student.architecture._target_.endswith("resnet18")
     assert cfg.text_encoder.model == "openai/clip-vit-base-patch32"
-
-
-def test_ablations_are_one_flag_each(config):
-    for flag in ("model.conditioning=onehot", "model.conditioning=noise",
-                 "model.reinitialise_noisy_layer=false"):  # fmt: skip
-        config("experiment=digits", flag)

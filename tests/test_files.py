@@ -37,7 +37,7 @@ def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
 
 
 def test_only_what_was_left_half_written_is_removed(tmp_path):
-    for name in ("last.ckpt", "last.ckpt.part", ".student.safetensors.77.partial", "student"):
+    for name in ("last.ckpt", "last.ckpt.part", "student.safetensors.77.part", "student"):
         (tmp_path / name).touch()
     files.remove_unfinished(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "student"}

@@ -1,11 +1,33 @@
 """Data-free knowledge distillation in PyTorch Lightning."""
 
 from nayer_pl.augmentation import Augmentation
-from nayer_pl.data import Digits, FolderImages, HubImages, RealDataModule, class_names
+from nayer_pl.data import (
+    Digits,
+    FolderImages,
+    HubImages,
+    RealDataModule,
+    SteppedDataModule,
+    class_names,
+)
 from nayer_pl.errors import DivergenceError, InputError, NayerError
 from nayer_pl.export import load_classifier, save_classifier
 from nayer_pl.memory import BankOptions, MemoryBank, Plan, SyntheticDataModule
-from nayer_pl.methods import NAYER, DataFreeDistillation, Supervised
+from nayer_pl.methods import (
+    CMI,
+    DAFL,
+    DFAD,
+    DFQ,
+    NAYER,
+    ZSKT,
+    DataFreeDistillation,
+    DeepInversion,
+    FastDFKD,
+    InversionDistillation,
+    KnowledgeDistillation,
+    OnlineDistillation,
+    Supervised,
+    descend,
+)
 from nayer_pl.networks import Classifier, build_classifier, load_teacher
 from nayer_pl.precision import fastest_precision
 from nayer_pl.synthesis import (
@@ -18,30 +40,42 @@ from nayer_pl.synthesis import (
 )
 
 __all__ = [
+    "CMI",
+    "DAFL",
+    "DFAD",
+    "DFQ",
     "NAYER",
+    "ZSKT",
     "Augmentation",
     "BankOptions",
     "Classifier",
     "DataFreeDistillation",
     "DeepGenerator",
+    "DeepInversion",
     "Digits",
     "DivergenceError",
     "EmbeddingFile",
+    "FastDFKD",
     "FolderImages",
     "Generator",
     "HubImages",
     "InputError",
+    "InversionDistillation",
+    "KnowledgeDistillation",
     "LabelText",
     "MemoryBank",
     "NayerError",
     "NoisyLayer",
+    "OnlineDistillation",
     "Plan",
     "RealDataModule",
+    "SteppedDataModule",
     "Supervised",
     "SyntheticDataModule",
     "TextEncoder",
     "build_classifier",
     "class_names",
+    "descend",
     "fastest_precision",
     "load_classifier",
     "load_teacher",

@@ -10,12 +10,12 @@ log = logging.getLogger(__name__)
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Write or replace a file.
+    """Write or replace a file; several processes may.
 
     Raises:
         OSError: it cannot be written, and is what it was before; `filename` says which.
     """
-    unfinished = path.with_name(f"{path.name}.part")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(unfinished, "wb") as file:
@@ -79,7 +79,7 @@ def cannot_write(error: OSError) -> str:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what processes that were killed left half-written in a folder."""
-    for path in (*folder.glob("*.part"), *folder.glob(".*.partial")):
+    for path in folder.glob("*.part"):
         _remove(path)
 
 

@@ -103,6 +103,16 @@ def total(value: float, device: torch.device) -> float:
     return summed.item()
 
 
+def check_batch_size(batch_size: int, ranks: int) -> None:
+    """Raise an InputError if a batch cannot be shared out evenly."""
+    if batch_size % ranks:
+        below = batch_size // ranks * ranks
+        raise InputError(
+            f"plan.batch_size={batch_size} cannot be shared out evenly among {ranks} processes; "
+            f"choose {f'{below} or ' if below else ''}{below + ranks}."
+        )
+
+
 def level(trainer: Trainer) -> None:
     """Undo what a synthesis round, which not every rank had, did to the trainer.
 
@@ -114,8 +124,7 @@ def level(trainer: Trainer) -> None:
         return
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     own = (trainer.global_step, scaler.state_dict() if scaler is not None else {})
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)
+    found = gather(own)
     missing = max(steps for steps, _ in found) - trainer.global_step
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
     for tally in (progress.total, progress.current):

@@ -218,7 +218,8 @@ def finish(run_dir: Path, summary: dict[str, Any], loggers: list[Logger], produc
         write_summary(run_dir / "summary.json", summary)
     except OSError as error:
         trouble = error
-    files = {"weights": os.path.relpath(product), "directory": os.path.relpath(run_dir)}
+    files = {"weights": os.path.relpath(product)} if product.exists() else {}
+    files["directory"] = os.path.relpath(run_dir)
     for logger in loggers:
         if isinstance(logger, Charts):
             logger.summarise(summary)

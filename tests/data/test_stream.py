@@ -184,3 +184,8 @@ def test_a_stream_can_be_sent_to_a_process_that_shares_nothing():
     original = stream()
     copy = pickle.loads(pickle.dumps(original))
     assert torch.equal(together(Batches(copy, 9))[0], together(Batches(original, 9))[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_of_no_batches_there_are_none(workers):
+    assert list(stream(workers=workers).read([])) == []

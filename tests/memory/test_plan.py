@@ -198,7 +198,9 @@ def test_a_share_counts_the_rounds_of_the_whole_run(plan, ranks):
     for rank in range(ranks):
         share = Share(rank, ranks)
         assert share.rounds(0, total) == len(range(total)[rank::ranks])
-        assert share.images(plan) == share.rounds(0, total) * plan.round_size
+        assert share.room(plan) == share.rounds(0, total) * plan.round_size
+    turns = replace(plan, alternate=True)
+    assert sum(Share(rank, ranks).room(turns) for rank in range(ranks)) == plan.round_size
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,6 @@ def test_of_alternating_rounds_every_rank_makes_a_part(plan, ranks):
     for part in zip(*parts, strict=True):
         assert sum(part) == plan.round_size
         assert max(part) - min(part) <= 1
-    assert sum(share.images(plan) for share in shares) == plan.images
     shares[0].check(plan)
     if ranks > 1:
         with pytest.raises(InputError, match=f"round_size=1 images .* choose at least {ranks}"):

@@ -212,3 +212,53 @@ def test_a_plain_trainer_with_its_defaults_works(tiny_method, tiny_data, tmp_pat
     trainer = Trainer(max_epochs=2, accelerator="cpu", default_root_dir=tmp_path)
     trainer.fit(method, datamodule=data)
     assert method.student_updates == 6
+
+
+def test_a_checkpoint_of_weights_alone_has_the_student(tiny_method, tiny_data, fit, tmp_path):
+    method = tiny_method()
+    trainer = fit(method, tiny_data())
+    trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    saved = torch.load(tmp_path / "weights.ckpt", weights_only=False)["state_dict"]
+    assert {name.partition(".")[0] for name in saved} == {"student"}
+    for name, tensor in method.student.state_dict().items():
+        if name.startswith("network."):
+            assert torch.equal(saved[f"student.{name}"], tensor)
+
+
+def test_validation_without_a_fit_measures_everything(tiny_method, tiny_data, tmp_path):
+    method, data = tiny_method(), tiny_data()
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    trainer.validate(method, datamodule=data)
+    images, labels = data.source.load("evaluation")
+    own, theirs = (net(images / 255).argmax(1) for net in (method.student, method.teacher))
+    expected = {
+        "val/student_accuracy": (own == labels), "val/teacher_accuracy": (theirs == labels),
+        "val/agreement": (own == theirs),
+    }  # fmt: skip
+    assert trainer.callback_metrics == pytest.approx(
+        {k: float(v.float().mean()) for k, v in expected.items()}
+    )
+
+
+@pytest.mark.parametrize("epochs", [-1, None, 4])
+def test_a_trainer_stops_when_the_plan_does(tiny_method, tiny_data, fit, epochs):
+    with pytest.raises(InputError, match=r"max_epochs must be from 1 to the plan's 3"):
+        fit(tiny_method(), tiny_data(), max_epochs=epochs)
+
+
+def test_nothing_is_logged_on_the_way_if_that_is_off(tiny_method, tiny_data, fit):
+    method = tiny_method()
+    fit(method, tiny_data(), log_every_n_steps=0)
+    assert method.student_updates == 6
+
+
+def test_a_method_can_be_trained_again_and_copied(tiny_method, tiny_data, fit):
+    method = tiny_method(learning_rate=math.inf)
+    with pytest.raises(DivergenceError):
+        fit(method, tiny_data())
+    method.learning_rate = 0.05
+    for part in method.student.network.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+    fit(method, tiny_data())
+    assert copy.deepcopy(method).results()["student_updates"] == method.student_updates

@@ -10,7 +10,8 @@ from torch.distributions import Categorical
 
 from nayer_pl import BankOptions, Classifier, InputError, networks
 from nayer_pl.memory.epoch import EpochPlan
-from nayer_pl.methods.dafl import DAFL, activation_loss, last_linear, linear_inputs, onehot_loss
+from nayer_pl.methods.dafl import DAFL, activation_loss, last_linear, onehot_loss
+from nayer_pl.networks.watching import layer_inputs
 from nayer_pl.run import build
 
 SHAPE = (1, 8, 8)
@@ -98,7 +99,7 @@ def test_features_are_what_goes_into_the_last_linear_layer(build_network, shape,
     images = torch.rand(4, *shape)
     name = last_linear(net, shape)
     assert head in (name, None)
-    logits, inputs = linear_inputs(net, images, [name])
+    logits, inputs = layer_inputs(net, images, [name])
     features, layer = inputs[name], net.network.get_submodule(name)
     assert torch.equal(logits, net(images))
     torch.testing.assert_close(F.linear(features, layer.weight, layer.bias), logits)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from scipy.spatial.distance import jensenshannon
 
-from nayer_pl import InputError
+from nayer_pl import Augmentation, InputError
 from nayer_pl.callbacks import Checkpoints
 from nayer_pl.memory import SynthesisRound
 from nayer_pl.methods.deepinversion import (
@@ -289,3 +289,8 @@ def test_nothing_is_left_of_a_round_in_the_next(inversion, tiny_data, fit):
     assert ages == 4 * [{1}, {2}, {3}, {4}]
     firsts = starts[::4]
     assert all((a - b).abs().mean() > 0.3 for a, b in itertools.pairwise(firsts))
+
+
+def test_augmentation_of_others_is_refused(inversion):
+    with pytest.raises(InputError, match="jitter and flip are its own"):
+        inversion(augmentation=Augmentation(1))

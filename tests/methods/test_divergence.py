@@ -104,3 +104,11 @@ def test_where_asking_would_wait_a_fused_optimizer_leaves_the_bad_step_out(monke
     torch.testing.assert_close(weight.detach(), torch.full((2,), 1 - 0.1 - 0.19))
     with pytest.raises(DivergenceError, match="became nan at student update 2"):
         watch.check()
+
+
+def test_what_was_told_is_not_told_again():
+    watch, sgd = StudentWatch(), torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    with pytest.raises(DivergenceError):
+        watch.before_step(sgd, torch.tensor(math.nan), torch.tensor(math.nan), 1)
+    watch.check()
+    watch.before_step(sgd, torch.tensor(1.0), torch.tensor(2.0), 1)

@@ -92,3 +92,16 @@ def test_teacher_and_student_must_be_two_that_fit(make, tiny_classifier, tmp_pat
 def test_the_student_takes_over_its_teachers_normalisation(make, tiny_classifier):
     method = make(student=Classifier(tiny_classifier().network))
     assert method.student.normalisation == method.teacher.normalisation
+
+
+def test_plain_dataloaders_are_refused(make, tmp_path):
+    loader = torch.utils.data.DataLoader(list(zip(*Real().load("train"), strict=True)))
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    with pytest.raises(InputError, match="RealDataModule"):
+        trainer.fit(make(), loader, loader)
+
+
+def test_without_evaluation_there_are_no_accuracies(make, tmp_path):
+    method = make()
+    fit(method, tmp_path, limit_val_batches=0)
+    assert method.results()["student_accuracy"] is None

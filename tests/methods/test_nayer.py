@@ -4,8 +4,9 @@ import itertools
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
-from nayer_pl import Augmentation, DivergenceError, InputError, LabelText
+from nayer_pl import CMI, NAYER, Augmentation, DivergenceError, InputError, LabelText
 from nayer_pl.memory import SynthesisRound
 
 
@@ -137,18 +138,37 @@ def test_adam_starts_afresh_in_every_round(tiny_method, tiny_data, fit):
 
 @pytest.mark.parametrize("conditioning", ["lte", "onehot", "noise"])
 def test_every_conditioning_runs(tiny_method, tiny_data, fit, conditioning):
+    """Of labels, the same one twice gives one image, and another one another; not so of noise."""
     spy = Spy()
-    options = {"label_text": torch.randn(3, 5)} if conditioning == "lte" else {"label_text": None}
-    fit(tiny_method(conditioning=conditioning, **options), tiny_data(), callbacks=[spy])
+    label_text = torch.randn(3, 5) if conditioning == "lte" else None
+    method = tiny_method(conditioning=conditioning, label_text=label_text, labels_per_layer=4)
+    fit(method, tiny_data(), callbacks=[spy])
     assert len(spy.rounds) == 4
-
-
-def test_label_text_makes_the_image_depend_on_the_label(tiny_method):
-    """Same set, same noisy layer: the same label twice gives one image, another label another."""
-    method = tiny_method(labels_per_layer=4).eval()
-    images = method.generator(method.conditioning(torch.tensor([0, 1, 0, 2])))
-    assert torch.equal(images[0], images[2])
+    targets = torch.tensor([0, 1, 0, 2])
+    method.eval().conditioning.start_round(targets)
+    images = method.generator(method.conditioning(targets))
+    assert torch.equal(images[0], images[2]) == (conditioning != "noise")
     assert not torch.equal(images[0], images[1])
+
+
+def plain_generator(features, image_shape):
+    """Modules of torch alone, a transposed convolution among them."""
+    wide = nn.Sequential(nn.Linear(features, 4 * 16), nn.Unflatten(1, (4, 4, 4)))
+    return nn.Sequential(wide, nn.ConvTranspose2d(4, image_shape[0], 2, stride=2), nn.Sigmoid())
+
+
+@pytest.mark.parametrize("make", [NAYER, CMI])
+def test_any_module_can_be_the_generator(make, tiny_classifier, tiny_data, fit):
+    """It starts from scratch in the first distillation epoch (NAYER), or in every round (CMI)."""
+    method = make(
+        tiny_classifier(), tiny_classifier(), (1, 8, 8), generator=plain_generator, round_size=12,
+        generator_steps=2, generator_lr=0.0, check_teacher=False,
+        **({"label_text": torch.randn(3, 5)} if make is NAYER else {}),
+    )  # fmt: skip
+    layers = method.generator[0][0], method.generator[1]
+    before = [layer.weight.clone() for layer in layers]
+    fit(method, tiny_data())
+    assert not any(torch.equal(old, new.weight) for old, new in zip(before, layers, strict=True))
 
 
 def test_augmentation_is_seen_by_the_judges_but_not_banked(tiny_method, tiny_data, fit):

@@ -88,3 +88,10 @@ def test_labels_are_what_the_teacher_sees_and_no_agreement_is_claimed(bright, ti
     assert method.results()["label_agreement"] is None
     assert method.results()["images_kept"] == 12
     assert method.results()["images_banked"] == 6 * 12
+
+
+def test_the_bank_has_room_for_one_turn(bright, tiny_data, fit):
+    data = tiny_data({**PLAN, "round_size": 12})
+    fit(bright(), data)
+    assert data.bank.capacity == len(data.bank) == 12
+    assert data.bank.added == 2 * 3 * 12

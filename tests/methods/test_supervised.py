@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from nayer_pl import Classifier, DivergenceError, RealDataModule, Supervised
+from nayer_pl import Classifier, DivergenceError, InputError, RealDataModule, Supervised
 from nayer_pl.callbacks import Checkpoints
 from nayer_pl.data import ImageSet
 
@@ -75,3 +75,8 @@ def test_a_bad_number_reaches_neither_the_network_nor_a_checkpoint(tiny_classifi
     ):
         parameters = {k: v for k, v in state.items() if not k.rpartition(".")[2].startswith("run")}
         assert all(value.isfinite().all() for value in parameters.values())
+
+
+def test_a_schedule_needs_an_end():
+    with pytest.raises(InputError, match="max_epochs must be a number of epochs"):
+        fit(Supervised(Classifier(Linear())), epochs=-1)

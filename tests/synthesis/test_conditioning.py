@@ -104,3 +104,11 @@ def test_noise_has_nothing_to_learn_or_to_keep():
     module.reset_parameters()
     assert list(module.parameters()) == []
     assert module.state_dict() == {}
+
+
+@pytest.mark.parametrize("wrap", [lambda x: 2 * x.requires_grad_(), torch.nn.Parameter])
+def test_embeddings_may_come_from_a_model_that_learns(wrap):
+    module = LabelConditioning(wrap(torch.randn(3, 5)), 6, 7, 3)
+    assert not module.embeddings.requires_grad
+    for _ in range(2):
+        module(TARGETS).sum().backward()

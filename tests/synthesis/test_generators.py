@@ -5,7 +5,7 @@ from torch import nn
 
 from nayer_pl import Generator, InputError
 from nayer_pl.synthesis import DeepGenerator
-from nayer_pl.synthesis.generators import UpsampledConv
+from nayer_pl.synthesis.generators import MOST_CHANNELS, UpsampledConv, start_anew
 
 
 def second_implementation(generator, features, shape, upsamplings):
@@ -98,9 +98,9 @@ def test_upsampled_convolution_is_upsampling_then_convolution(shape, out_channel
 
 
 def test_channels_are_never_more_than_allowed():
-    generator = Generator(4, (3, 16, 16), width=8, upsamplings=3, max_channels=10)
+    generator = Generator(4, (3, 8, 8), width=200, upsamplings=3)
     widths = [m.out_channels for m in generator.modules() if isinstance(m, nn.Conv2d)]
-    assert widths == [10, 10, 8, 3]
+    assert widths == [MOST_CHANNELS, 400, 200, 3]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_reset_starts_anew_in_place():
         for parameter in parameters:
             parameter.fill_(9)
     generator(torch.randn(4, 5))
-    generator.reset_parameters()
+    start_anew(generator)
     assert all(new is old for new, old in zip(generator.parameters(), parameters, strict=True))
     assert not any((parameter == 9).any() for parameter in parameters)
     for name, buffer in generator.named_buffers():
@@ -133,7 +133,7 @@ def test_reset_starts_anew_in_place():
 def test_reset_draws_from_the_distribution_of_a_new_generator():
     reset, new = Generator(5, (1, 8, 8), width=4), Generator(5, (1, 8, 8), width=4)
     torch.manual_seed(3)
-    reset.reset_parameters()
+    start_anew(reset)
     torch.manual_seed(3)
     for module in new.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -1,3 +1,6 @@
+import copy
+from weakref import ref
+
 import numpy as np
 import pytest
 import torch
@@ -274,3 +277,17 @@ def test_a_teacher_with_normalised_weights_can_be_watched():
     net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)).eval()
     x = torch.rand(5, 3, 8, 8)
     torch.testing.assert_close(StatisticsMatching(net)(x), net(x))
+
+
+@pytest.mark.parametrize("weighed", [True, False])
+def test_after_a_round_nothing_of_its_last_step_is_kept(teacher, weighed):
+    matching = StatisticsMatching(teacher)
+    x = images(1).requires_grad_()
+    inputs = []
+    matching.norms[0].register_forward_pre_hook(lambda _, given: inputs.append(ref(given[0])))
+    logits = matching(x)
+    (matching.loss() if weighed else logits.sum()).backward()
+    matching.finish_round()
+    del logits
+    assert inputs[0]() is None
+    copy.deepcopy(matching)

@@ -7,6 +7,7 @@ from nayer_pl.data.folder import FolderImages
 from nayer_pl.data.hub import HubImages
 from nayer_pl.data.images import Images, ImageSet, ImageSource, open_split
 from nayer_pl.data.names import class_names
+from nayer_pl.data.steps import SteppedDataModule
 from nayer_pl.data.stream import ImageStream
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ImageStream",
     "Images",
     "RealDataModule",
+    "SteppedDataModule",
     "class_names",
     "open_split",
 ]

@@ -11,7 +11,7 @@ from nayer_pl import ranks
 from nayer_pl.augmentation import Augmentation
 from nayer_pl.data.batches import Batches
 from nayer_pl.data.images import Images, ImageSource, Split, open_split
-from nayer_pl.errors import InputError, require
+from nayer_pl.errors import require
 from nayer_pl.streams import take_up
 
 
@@ -60,7 +60,7 @@ class RealDataModule(LightningDataModule):
             InputError: the batch cannot be shared out among the ranks, or a split is not usable.
         """
         if stage == "fit":
-            self._check_share()
+            ranks.check_batch_size(self.batch_size, self._rank()[1])
             if self.trainer is not None:
                 # Every epoch has an order of its own: the trainer must ask every time.
                 self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
@@ -71,15 +71,6 @@ class RealDataModule(LightningDataModule):
 
     def _open(self, split: Split) -> Images:
         return open_split(self.source, split, self.num_classes, self._wanted_shape)
-
-    def _check_share(self) -> None:
-        _, world = self._rank()
-        if self.batch_size % world:
-            below = self.batch_size // world * world
-            raise InputError(
-                f"plan.batch_size={self.batch_size} cannot be shared out evenly among {world} "
-                f"processes; choose {f'{below} or ' if below else ''}{below + world}."
-            )
 
     def _rank(self) -> tuple[int, int]:
         """Which of how many processes this is."""
@@ -99,6 +90,12 @@ class RealDataModule(LightningDataModule):
         share = min(self.batch_size, len(self._train.labels)) // world
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         return Batches(self._train, max(1, share), True, self.seed, epoch, rank, world)
+
+    has_real_images = True
+
+    def evaluation_batches(self) -> Batches:
+        """What a network is judged on."""
+        return self.val_dataloader()
 
     def val_dataloader(self) -> Batches:
         """The evaluation split in order."""

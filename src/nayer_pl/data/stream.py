@@ -100,7 +100,8 @@ class ImageStream:
             ready = [images, labels]
         # Before the last batch: who knows the length asks for no more, and workers would linger.
         self._count(known)
-        yield ready
+        if ready:
+            yield ready
 
     def decoded(self) -> ImageSet:
         """Decode it all into memory.

@@ -124,7 +124,7 @@ class SyntheticDataModule(LightningDataModule):
         own = self.share.part(len(images))
         images, labels = images[own], labels[own]
         capacity = -(-(self.bank_options.capacity or 0) // self.share.ranks)
-        bank = self._new_bank(capacity or len(images) + self.share.images(self.plan))
+        bank = self._new_bank(capacity or len(images) + self.share.room(self.plan))
         bank.add(images, labels)
         return bank
 
@@ -194,7 +194,7 @@ class SyntheticDataModule(LightningDataModule):
         return EpochPlan(self.plan, epoch, self._targets, self._batch, self.share)
 
     def find_place(self, loop: Mapping[str, Any]) -> None:
-        """See `plan.find_place`."""
+        """See `epoch.find_place`."""
         find_place(loop, self.plan, self.share)
 
     def _targets(self) -> Tensor:

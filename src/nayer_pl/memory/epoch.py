@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nayer_pl.errors import InputError
 from nayer_pl.memory.plan import DistillationBatch, Plan, SynthesisRound, WorkItem
+from nayer_pl.ranks import check_batch_size
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,14 @@ class Share:
         """Which of so many images are this rank's: they are dealt out in turn."""
         return slice(self.rank, count, self.ranks)
 
-    def images(self, plan: Plan) -> int:
-        """How many images this rank makes in the whole run."""
+    def room(self, plan: Plan) -> int:
+        """How many images this rank's bank holds: all that it makes in the whole run.
+
+        Where generator and student take turns, those of the latest turn, for pictures and counts.
+        """
         rounds, size = plan.rounds_before(plan.max_epochs), plan.round_size
         if plan.alternate:
-            return rounds * len(range(size)[self.part(size)])
+            return len(range(size)[self.part(size)])
         return self.rounds(0, rounds) * size
 
     def check(self, plan: Plan, banked: int = 0) -> None:
@@ -45,12 +49,7 @@ class Share:
             plan: of all ranks together.
             banked: images that all ranks start with, dealt out in turn.
         """
-        if plan.batch_size % self.ranks:
-            below = plan.batch_size // self.ranks * self.ranks
-            raise InputError(
-                f"plan.batch_size={plan.batch_size} cannot be shared out evenly among {self.ranks} "
-                f"processes; choose {f'{below} or ' if below else ''}{below + self.ranks}."
-            )
+        check_batch_size(plan.batch_size, self.ranks)
         if plan.alternate:
             if plan.round_size < self.ranks:
                 raise InputError(

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from nayer_pl import ranks
-from nayer_pl.errors import DivergenceError, InputError
+from nayer_pl.errors import DivergenceError, InputError, require
 from nayer_pl.memory.datamodule import SyntheticDataModule
 from nayer_pl.memory.plan import SynthesisRound, WorkItem
 from nayer_pl.methods.collapse import CollapseWatch
@@ -87,7 +87,7 @@ class DataFreeDistillation(Distilling, ABC):
         """
 
     def synthesis_optimizers(self) -> list[Optimizer]:
-        """Optimizers of what makes the images; `self.optimizers()[1:]` during training."""
+        """Optimizers of what makes the images; `self.all_optimizers()[1:]` during training."""
         return []
 
     def steps_to_compile(self) -> list[str]:
@@ -131,8 +131,7 @@ class DataFreeDistillation(Distilling, ABC):
         best = dict(zip(names, steps[steps[:, names.index("loss")].argmin()].tolist(), strict=True))
         self.synthesis_loss.update(best["loss"])
         # Where rounds are single steps, they are as many as the student's.
-        every = self.trainer.log_every_n_steps if self.datamodule.plan.alternate else 1  # type: ignore[attr-defined]
-        if self.rounds % every == 0:
+        if not self.datamodule.plan.alternate or self.due(self.rounds):
             self._report_round(images, labels, best)
         return None
 
@@ -158,6 +157,10 @@ class DataFreeDistillation(Distilling, ABC):
         """Choose the faster layout for convolutions, and let DDP see the student only."""
         ranks.check_strategy(self.trainer)
         ranks.check_norms(self.trainer, self)
+        if stage == "fit":
+            epochs, planned = self.trainer.max_epochs or 0, self.datamodule.max_epochs
+            wanted = f"from 1 to the plan's {planned}, as Trainer(max_epochs=plan.max_epochs)"
+            require(0 < epochs <= planned, "trainer.max_epochs", wanted, epochs)
         self.to(memory_format=torch.channels_last)
         ranks.share_only(self, "student")
         seed = stream_seed(self.seed, self.global_rank, purpose=2)
@@ -167,8 +170,8 @@ class DataFreeDistillation(Distilling, ABC):
     def configure_optimizers(self) -> Any:
         """The student's with its schedule over distillation epochs; then the method's own."""
         optimizer = self.student_optimizer()
-        total = self.trainer.max_epochs or self.datamodule.plan.max_epochs
-        epochs = max(1, total - self.datamodule.plan.warmup_epochs)
+        assert self.trainer.max_epochs is not None
+        epochs = max(1, self.trainer.max_epochs - self.datamodule.plan.warmup_epochs)
         schedule = self.student_schedule(optimizer, epochs)
         return [optimizer, *self.synthesis_optimizers()], [schedule]
 
@@ -187,7 +190,7 @@ class DataFreeDistillation(Distilling, ABC):
         self.fold_teacher(shape)
         if self.compiles:
             self.compile_steps()
-        self.examine(self.teacher, strict=self.check_teacher)
+        self.examine(wanted if self.check_teacher else None)
 
     def on_train_epoch_end(self) -> None:
         """Leave a checked student, the same on every rank, to checkpoints; move the schedule."""
@@ -210,7 +213,7 @@ class DataFreeDistillation(Distilling, ABC):
         return self.student
 
     @property
-    def datamodule(self) -> SyntheticDataModule:  # type: ignore[override]
+    def datamodule(self) -> SyntheticDataModule:
         """The plan and the bank."""
         module = getattr(self.trainer, "datamodule", None)
         if not isinstance(module, SyntheticDataModule):

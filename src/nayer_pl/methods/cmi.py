@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Adam, Optimizer
 
 from nayer_pl.errors import require, require_not_negative
@@ -16,7 +17,7 @@ from nayer_pl.methods.descent import descend
 from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.contrast import contrastive_loss, random_part
-from nayer_pl.synthesis.generators import Generator
+from nayer_pl.synthesis.generators import Generator, start_anew
 
 Layers = Literal["all", "stages"]
 
@@ -104,11 +105,17 @@ class CMI(InversionDistillation):
         self._means: dict[Any, Tensor] = {}
         for norm in self.statistics.norms:
             norm.register_forward_pre_hook(self._take)
-        device = next(teacher.parameters()).device
-        size = self._features(torch.full((1, *image_shape), 0.5, device=device)).shape[1]
+        size = self._features(teacher.grey(image_shape)).shape[1]
         out = nn.Linear(size, embedding_features)
         self.head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), out)
         self.feature_count = size
+
+    def own_state(self) -> dict[str, Any]:
+        """Not what every round begins with anew."""
+        state, drawn = super().own_state(), ("generator", "latents")
+        parts = state["parts"].items()
+        state["parts"] = {n: tensor for n, tensor in parts if n.split(".")[0] not in drawn}
+        return state
 
     def synthesis_optimizers(self) -> list[Optimizer]:
         """One Adam: of the generator and z, and of the head."""
@@ -142,6 +149,7 @@ class CMI(InversionDistillation):
         for parameter in self._made_anew():  # only the head takes over Adam's averages
             optimizer.optimizer.state.pop(parameter, None)
         self.statistics.finish_round()
+        self._means = {}  # with the graph that they are part of
         return images, history
 
     def _make(self, count: int) -> Tensor:
@@ -206,11 +214,11 @@ class CMI(InversionDistillation):
 @torch.no_grad()
 def restart(generator: nn.Module, rng: torch.Generator) -> None:
     """New weights, N(0, 0.02) as in DCGAN (Radford et al., 2016, arXiv 1511.06434), in place."""
+    start_anew(generator)
     for layer in generator.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, nn.Linear | _ConvNd):
             layer.weight.normal_(0, 0.02, generator=rng)
             if layer.bias is not None:
                 layer.bias.zero_()
-        elif isinstance(layer, nn.BatchNorm2d):
-            layer.reset_parameters()
+        elif isinstance(layer, nn.BatchNorm2d) and layer.affine:
             layer.weight.normal_(1, 0.02, generator=rng)

@@ -33,8 +33,9 @@ class CollapseWatch:
         spread = float(images.float().std(dim=0, correction=0).mean())
         if len(images) > 1 and self._again("alike", spread < ALIKE):
             log.warning(
-                "Synthesis has collapsed: in %s rounds in a row all images were nearly the same "
-                "(a pixel varies by %.3f of 1). Lower %s, or let a round take fewer steps.",
+                "Synthesis has collapsed: in the last %s rounds that were looked at, all images "
+                "were nearly the same (a pixel varies by %.3f of 1). Lower %s, or let a round take "
+                "fewer steps.",
                 PATIENCE, spread, self.rate,
             )  # fmt: skip
         if agreement is None:
@@ -42,7 +43,7 @@ class CollapseWatch:
         chance = 1 / num_classes
         if self._again("labels", agreement <= 1.2 * chance):
             log.warning(
-                "The teacher does not see the wanted labels: in %s rounds in a row in %.0f %% of "
+                "The teacher does not see the wanted labels: in the last %s rounds in %.0f %% of "
                 "the images, and guessing would give %.0f %%. Raise model.ce_weight against the "
                 "other weights, or take more steps in a round; and see that class names, "
                 "teacher.mean and teacher.std are the teacher's.",

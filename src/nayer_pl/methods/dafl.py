@@ -3,7 +3,7 @@
 Chen et al., ICCV 2019, arXiv 1904.01186.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from nayer_pl.errors import InputError, require_not_negative
 from nayer_pl.methods.online import OnlineDistillation, stepping_down
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
+from nayer_pl.networks.watching import layer_inputs
 from nayer_pl.synthesis.losses import balance_loss, label_loss
 
 
@@ -84,7 +85,7 @@ class DAFL(OnlineDistillation):
     def judge(self, images: Tensor) -> dict[str, Tensor]:
         """The weighted sum of the three terms (equation 6), and each of them."""
         if self.activation_weight:
-            logits, inputs = linear_inputs(self.teacher, images, [self.head])
+            logits, inputs = layer_inputs(self.teacher, images, [self.head])
         else:
             logits = self.ask_teacher(images)
         terms = {"onehot": onehot_loss(logits), "balance": balance_loss(logits)}
@@ -119,11 +120,8 @@ def last_linear(net: Classifier, image_shape: Sequence[int]) -> str:
         InputError: the linear layer that is called last does not, or there is none.
     """
     names = [name for name, layer in net.network.named_modules() if isinstance(layer, nn.Linear)]
-    device = next((p.device for p in net.parameters()), None)
     with torch.no_grad(), frozen(net):
-        logits, inputs = linear_inputs(
-            net, torch.full((1, *image_shape), 0.5, device=device), names
-        )
+        logits, inputs = layer_inputs(net, net.grey(image_shape), names)
     last = next(reversed(inputs), None)
     if last is None or net.network.get_submodule(last).out_features != logits.shape[1]:
         raise InputError(
@@ -133,26 +131,3 @@ def last_linear(net: Classifier, image_shape: Sequence[int]) -> str:
             "maps, model=nayer with one that has BatchNorms."
         )
     return last
-
-
-def linear_inputs(
-    net: Classifier, images: Tensor, layers: Iterable[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits, and what the named layers of the network are given, in the order of their calls."""
-    inputs: dict[str, Tensor] = {}
-
-    def keep(name: str, given: tuple[Tensor, ...]) -> None:
-        inputs.pop(name, None)  # the last call of a layer counts
-        inputs[name] = given[0]
-
-    handles = [
-        net.network.get_submodule(name).register_forward_pre_hook(
-            lambda _module, given, name=name: keep(name, given)
-        )
-        for name in layers
-    ]
-    try:
-        return net(images), inputs
-    finally:
-        for handle in handles:
-            handle.remove()

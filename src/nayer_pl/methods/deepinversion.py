@@ -82,6 +82,9 @@ class DeepInversion(InversionDistillation):
         super().__init__(
             teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, round_size, **inversion
         )
+        require(
+            self.augmentation is None, "augmentation", "null: jitter and flip are its own", "given"
+        )
         require(image_steps >= 1, "model.image_steps", "at least 1", image_steps)
         require_not_negative(tv_weight=tv_weight, l2_weight=l2_weight)
         require(image_lr > 0, "model.image_lr", "above 0", image_lr)

@@ -89,8 +89,7 @@ class Distilling(Judging, DistillationState):
         self.student_updates += 1
         self.kd_loss.update(loss.detach())
         # Reading a loss waits for the device, so it is read where it is logged anyway.
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.student_updates % every == 0:
+        if self.due(self.student_updates):
             self.report_kd_loss()
 
     def report_kd_loss(self) -> None:

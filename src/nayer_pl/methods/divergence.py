@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from nayer_pl.errors import DivergenceError
@@ -14,8 +15,7 @@ GRADIENT = "gradient"  # the name of its norm among the terms of a round
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm of all gradients together, a scalar on their device; NaN if one of them is."""
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.stack(torch._foreach_norm(grads)).norm()
+    return get_total_norm([each.grad for each in parameters if each.grad is not None])
 
 
 def not_finite(steps: Tensor, names: list[str], where: str, rate: str) -> str | None:
@@ -93,12 +93,13 @@ class StudentWatch:
         """
         if self._first_bad is None or self._values is None or not int(self._first_bad):
             return
-        loss, norm = self._values.tolist()
+        loss, norm, first = *self._values.tolist(), int(self._first_bad)
+        self._first_bad = self._values = None  # the same object may be trained again
         what = f"{self.loss} became {loss}"
         if math.isfinite(loss):
             what = f"gradient of the {self.loss} became {norm}"
         raise DivergenceError(
-            f"The {what} at {self.step} {int(self._first_bad)}, which was not made; the run's "
+            f"The {what} at {self.step} {first}, which was not made; the run's "
             "checkpoints, if there are any yet, are from before that. Start a new run with a lower "
             "model.learning_rate."
         )

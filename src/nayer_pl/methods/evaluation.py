@@ -23,6 +23,11 @@ class Evaluation(nn.Module):
         self.agreement = MeanMetric()
         self._teacher_answers: list[Tensor] = []
 
+    @property
+    def asked(self) -> bool:
+        """Whether the teacher was."""
+        return bool(self._teacher_answers)
+
     @torch.no_grad()
     def ask(
         self, teacher: Classifier, batches: Iterable[list[Tensor]], prepare: Callable[..., list]
@@ -48,7 +53,7 @@ class Evaluation(nn.Module):
     ) -> None:
         """Compare the student's answers to batch `i` with the labels and with the teacher's."""
         answer = student(images).argmax(1)
-        if self._teacher_answers:
+        if self.asked:
             teacher_answer = self._teacher_answers[i]
             self.student_accuracy.update((answer == labels).float())
         else:
@@ -58,7 +63,7 @@ class Evaluation(nn.Module):
     def compute(self) -> dict[str, float]:
         """Fractions in [0, 1] by name; starts anew, but for the teacher's."""
         values = {"agreement": float(self.agreement.compute())}
-        if self._teacher_answers:
+        if self.asked:
             values["student_accuracy"] = float(self.student_accuracy.compute())
             values["teacher_accuracy"] = float(self.teacher_accuracy.compute())
         self.agreement.reset()

@@ -1,8 +1,9 @@
 """When the student is judged, and the teacher before it."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from nayer_pl import ranks
@@ -10,9 +11,6 @@ from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
 from nayer_pl.methods.reporting import Reporting
 from nayer_pl.methods.taught import Taught
 from nayer_pl.networks.classifier import Classifier
-
-if TYPE_CHECKING:
-    from nayer_pl.memory.datamodule import SyntheticDataModule
 
 log = logging.getLogger(__name__)
 
@@ -22,33 +20,34 @@ class Judging(Taught, Reporting):
 
     student: Classifier
     evaluation: Evaluation
-    datamodule: "SyntheticDataModule"
+    datamodule: Any  # has `has_real_images` and `evaluation_batches`
 
-    def examine(self, teacher: Classifier, strict: bool) -> None:
+    def examine(self, num_classes: int | None = None) -> None:
         """Keep the teacher's answers to the evaluation images, if there are any.
 
         Args:
-            teacher: images in [0, 1] -> logits.
-            strict: raise an InputError if it does no better than a guesser.
+            num_classes: raise an InputError if it does no better than a guesser among so many.
         """
         if not self.datamodule.has_real_images:
             return
         batches = self.datamodule.evaluation_batches()
-        accuracy, images = self.evaluation.ask(teacher, batches, self._prepare)
+        accuracy, images = self.evaluation.ask(self.teacher, batches, self._prepare)
         if self.trainer.is_global_zero:
             log.info(
                 "The teacher is right on %.2f %% of %s evaluation images.",
                 100 * accuracy, f"{images:,}",
             )  # fmt: skip
-        if strict:
-            stop_at_chance(accuracy, images, self.datamodule.num_classes)
+        if num_classes is not None:
+            stop_at_chance(accuracy, images, num_classes)
 
     def _prepare(self, batch: list[Tensor]) -> Any:
-        on_device = [tensor.to(self.device) for tensor in batch]
-        return self.datamodule.on_after_batch_transfer(on_device, 0)
+        images, labels = (tensor.to(self.device) for tensor in batch)
+        return [images.to(torch.float32) / 255, labels]
 
     def on_validation_start(self) -> None:
         """Judge the student that all ranks have in common."""
+        if not self.evaluation.asked:  # trainer.validate, without a fit before it
+            self.examine()
         ranks.average_statistics(self.student)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], i: int) -> None:

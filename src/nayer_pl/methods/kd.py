@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from nayer_pl.checkpoint import described, fingerprint
+from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.errors import InputError, require
-from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
+from nayer_pl.methods.evaluation import Evaluation
 from nayer_pl.methods.judging import Judging
+from nayer_pl.methods.results import measured
 from nayer_pl.methods.supervised import Supervised
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.losses import distillation_loss
@@ -54,6 +56,17 @@ class KnowledgeDistillation(Judging, Supervised):
         return self.network
 
     @property
+    def datamodule(self) -> RealDataModule:
+        """The real images."""
+        module = getattr(self.trainer, "datamodule", None)
+        if not isinstance(module, RealDataModule):
+            raise InputError(
+                "Knowledge distillation trains on a RealDataModule: trainer.fit(method, "
+                "datamodule)."
+            )
+        return module
+
+    @property
     def student_updates(self) -> int:  # type: ignore[override]
         """Steps of its optimizer, the only one."""
         return self.trainer.global_step
@@ -76,15 +89,7 @@ class KnowledgeDistillation(Judging, Supervised):
                 "same."
             )
         self.fold_teacher(self.image_shape)
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        batches = data.val_dataloader()
-        accuracy, images = self.evaluation.ask(self.teacher, batches, self._on_device)
-        if self.check_teacher:
-            stop_at_chance(accuracy, images, outputs)
-
-    def _on_device(self, batch: list[Tensor]) -> list[Tensor]:
-        images, labels = (tensor.to(self.device) for tensor in batch)
-        return [images.to(torch.float32) / 255, labels]
+        self.examine(outputs if self.check_teacher else None)
 
     def facts(self) -> dict[str, str]:
         """Method and both networks."""
@@ -100,10 +105,8 @@ class KnowledgeDistillation(Judging, Supervised):
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary."""
-        measured = self.trainer.callback_metrics
-        names = ("teacher_accuracy", "student_accuracy", "agreement")
         return {
-            **{name: float(measured[f"val/{name}"]) for name in names},
+            **measured(self.trainer, "teacher_accuracy", "student_accuracy", "agreement"),
             "teacher_parameters": sum(p.numel() for p in self.teacher.parameters()),
             "student_parameters": sum(p.numel() for p in self.student.parameters()),
             "student_updates": self.student_updates,

@@ -15,7 +15,7 @@ from nayer_pl.methods.descent import descend
 from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning
-from nayer_pl.synthesis.generators import Generator
+from nayer_pl.synthesis.generators import Generator, start_anew
 from nayer_pl.synthesis.label_text import LabelText
 
 Conditioning = Literal["lte", "onehot", "noise"]
@@ -114,7 +114,7 @@ class NAYER(InversionDistillation):
         """Start the generator from scratch at the end of its life, and when distillation begins."""
         epoch, warm_up = self.current_epoch, self.datamodule.plan.warmup_epochs
         if epoch > 0 and (epoch % self.generator_life == 0 or epoch == warm_up):
-            self.generator.reset_parameters()  # type: ignore[operator]
+            start_anew(self.generator)
             self.conditioning.reset_parameters()
 
     def own_state(self) -> dict[str, Any]:

@@ -19,6 +19,11 @@ class Reporting(LightningModule):
                 {**plain, "student_updates": self.student_updates}, self.student_updates
             )
 
+    def due(self, count: int) -> bool:
+        """Whether the `count`-th step of something is one to log."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and count % every == 0  # 0 is Lightning's never
+
     def show(self, values: Mapping[str, float]) -> None:
         """On the progress bar only; as numbers, for logged tensors are read back at every item."""
         self.trainer.progress_bar_metrics.update({k: float(v) for k, v in values.items()})

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lightning import Trainer
+
 from nayer_pl import ranks
 from nayer_pl.memory.quality import label_agreement, within_class_distance
 from nayer_pl.methods.state import DistillationState
@@ -16,18 +18,14 @@ def sum_up(method: DistillationState, wants_labels: bool) -> dict[str, Any]:
         method: that has been trained.
         wants_labels: whether its images were made for a label each, that the teacher should see.
     """
-    measured, bank = method.trainer.callback_metrics, method.datamodule.bank
-    accuracies = {
-        name: float(measured[f"val/{name}"]) if f"val/{name}" in measured else None
-        for name in ("teacher_accuracy", "student_accuracy", "agreement")
-    }
+    bank = method.datamodule.bank
     held = ranks.total(len(bank), method.device)
 
     def mean(value: float) -> float:
         return ranks.total(value * len(bank), method.device) / held
 
     return {
-        **accuracies,
+        **measured(method.trainer, "teacher_accuracy", "student_accuracy", "agreement"),
         "teacher_parameters": sum(p.numel() for p in method.teacher.parameters()),
         "student_parameters": sum(p.numel() for p in method.student.parameters()),
         "student_updates": method.student_updates,
@@ -39,3 +37,9 @@ def sum_up(method: DistillationState, wants_labels: bool) -> dict[str, Any]:
         "label_agreement": mean(label_agreement(bank, method.teacher)) if wants_labels else None,
         "diversity": mean(within_class_distance(bank)),
     }
+
+
+def measured(trainer: Trainer, *names: str) -> dict[str, float | None]:
+    """What the last evaluation found under these names; None where nothing was evaluated."""
+    found = trainer.callback_metrics
+    return {name: float(found[f"val/{name}"]) if f"val/{name}" in found else None for name in names}

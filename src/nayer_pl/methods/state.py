@@ -98,7 +98,7 @@ class DistillationState(Resumable, ABC):
             for name, buffer in self.student.named_buffers(prefix="student"):
                 if name in state:  # not the normalisation
                     state[name] = buffer.clone()
-        for optimizer in checkpoint["optimizer_states"][1:]:  # every rank has its own
+        for optimizer in checkpoint.get("optimizer_states", [])[1:]:  # every rank has its own
             optimizer["state"] = {}
         checkpoint["progress"] = {"student_updates": self.student_updates, "rounds": self.rounds}
 

@@ -1,5 +1,6 @@
 """Ordinary training on real images: how a teacher comes to be."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from nayer_pl.checkpoint import Resumable, described, load_metric, metric_state
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.errors import InputError, require
 from nayer_pl.methods.divergence import StudentWatch, gradient_norm
+from nayer_pl.methods.results import measured
 from nayer_pl.networks.classifier import Classifier
 
 
@@ -128,8 +130,9 @@ class Supervised(Resumable):
             fused=True,  # it can leave a step out
         )
         # Estimating opens the first epoch's batches for good; a saved schedule knows its length.
-        steps = 1 if self.resumed else int(self.trainer.estimated_stepping_batches)
-        cosine = CosineAnnealingLR(sgd, steps)
+        steps = 1 if self.resumed else self.trainer.estimated_stepping_batches
+        require(steps < math.inf, "trainer.max_epochs", "a number of epochs", "without an end")
+        cosine = CosineAnnealingLR(sgd, int(steps))
         return {"optimizer": sgd, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
     def facts(self) -> dict[str, str]:
@@ -148,7 +151,7 @@ class Supervised(Resumable):
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary."""
         return {
-            "accuracy": float(self.trainer.callback_metrics["val/accuracy"]),
+            **measured(self.trainer, "accuracy"),
             "parameters": sum(p.numel() for p in self.network.parameters()),
         }
 

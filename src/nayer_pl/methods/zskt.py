@@ -16,6 +16,7 @@ from nayer_pl.methods.divergence import gradient_norm
 from nayer_pl.methods.online import OnlineDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
+from nayer_pl.networks.watching import layer_outputs
 from nayer_pl.synthesis.losses import divergence
 
 
@@ -121,8 +122,8 @@ class ZSKT(OnlineDistillation):
             return self._divergence(self.student(images), wanted) / wanted.shape[1]
         teachers_layers, students_layers = zip(*self.pairs, strict=True)
         with torch.no_grad():
-            wanted, teacher_maps = feature_maps(self.teacher, images, teachers_layers)
-        logits, student_maps = feature_maps(self.student, images, students_layers)
+            wanted, teacher_maps = layer_outputs(self.teacher, images, teachers_layers)
+        logits, student_maps = layer_outputs(self.student, images, students_layers)
         differences = [
             attention_loss(student_maps[student], teacher_maps[teacher])
             for teacher, student in self.pairs
@@ -197,35 +198,10 @@ def last_layers(net: Classifier, image_shape: Sequence[int]) -> dict[tuple[int, 
         for name, module in net.network.named_modules()
         if name and any(isinstance(part, nn.Conv2d) for part in module.modules())
     ]
-    like = next(net.parameters(), torch.empty(0))
-    grey = torch.full((1, *image_shape), 0.5, device=like.device, dtype=like.dtype)
     with torch.no_grad(), frozen(net):
-        _, maps = feature_maps(net, grey, layers)
+        _, maps = layer_outputs(net, net.grey(image_shape), layers)
     sizes = {name: tuple(out.shape[2:]) for name, out in maps.items() if isinstance(out, Tensor)}
     return {size: name for name, size in sizes.items() if len(size) == 2 and size != (1, 1)}
-
-
-def feature_maps(
-    net: Classifier, images: Tensor, layers: Iterable[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits, and what the named layers of the network put out, in the order of their ends."""
-    maps: dict[str, Tensor] = {}
-
-    def keep(name: str, output: Tensor) -> None:
-        maps.pop(name, None)  # the last call of a layer counts
-        maps[name] = output
-
-    handles = [
-        net.network.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: keep(name, output)
-        )
-        for name in layers
-    ]
-    try:
-        return net(images), maps
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _sizes(layers: Iterable[tuple[int, ...]]) -> str:

@@ -96,6 +96,11 @@ class Classifier(nn.Module):
             return {}
         return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
 
+    def grey(self, image_shape: Sequence[int], count: int = 1) -> Tensor:
+        """Images to ask the network something about itself with, [count, C, H, W]."""
+        like = next(self.parameters(), torch.empty(0))
+        return torch.full((count, *image_shape), 0.5, device=like.device, dtype=like.dtype)
+
     @torch.no_grad()
     def num_classes(self, image_shape: Sequence[int]) -> int:
         """Number of outputs, asked of the network itself with one grey image.
@@ -111,8 +116,7 @@ class Classifier(nn.Module):
                 f"{image_shape[0]} channels; give one value for all of them, or one for each."
             )
         try:
-            like = next(self.parameters(), torch.empty(0))
-            image = torch.full((1, *image_shape), 0.5, device=like.device, dtype=like.dtype)
+            image = self.grey(image_shape)
             if self.mean is not None and self.std is not None:
                 image = (image - self.mean) / self.std
             with mode_kept(self):
@@ -130,17 +134,16 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def try_training(self, image_shape: Sequence[int]) -> None:
-        """Ask the network once as training will, and leave no trace of that.
+        """Ask the network once as training will, and leave its state as it is.
 
         Raises:
             InputError: its answer in training mode is no logits.
         """
         before = [buffer.clone() for buffer in self.network.buffers()]
-        like = next(self.parameters(), torch.empty(0))
         try:
             with mode_kept(self):
                 self.train()
-                self(torch.full((2, *image_shape), 0.5, device=like.device, dtype=like.dtype))
+                self(self.grey(image_shape, count=2))
         finally:
             for buffer, value in zip(self.network.buffers(), before, strict=True):
                 buffer.copy_(value)

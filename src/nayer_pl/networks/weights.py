@@ -1,7 +1,6 @@
 """Weight files: read without running code, found in any wrapping, fitted, written atomically."""
 
 import json
-import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,11 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from nayer_pl.errors import InputError
-from nayer_pl.files import sync_folder
+from nayer_pl.files import write_durably
 
 
 def read_weights(
@@ -183,7 +182,6 @@ def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, An
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"Weights are written to files that end in .safetensors, not to '{path}'.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
     for key, value in network.state_dict().items():
@@ -193,18 +191,7 @@ def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, An
         tensors[key] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     facts = {key: json.dumps(value, default=str) for key, value in metadata.items()}
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        scratch.touch()
-        mode = scratch.stat().st_mode  # of any new file; safetensors makes private ones
-        save_file(tensors, scratch, {"format": "pt", **facts})
-        scratch.chmod(mode)
-        with open(scratch, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-        sync_folder(path.parent)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_durably(path, save(tensors, {"format": "pt", **facts}))
 
 
 def _fact(text: str) -> Any:

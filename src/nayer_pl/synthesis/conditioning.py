@@ -29,7 +29,7 @@ class LabelConditioning(nn.Module):
         reinitialise: bool = True,
     ) -> None:
         super().__init__()
-        self.register_buffer("embeddings", embeddings.float(), persistent=False)
+        self.register_buffer("embeddings", embeddings.detach().float(), persistent=False)
         # Names mean nearly the same to a text encoder; this is what spreads them apart.
         self.spread = nn.BatchNorm1d(embeddings.shape[1])
         self.noisy_layer = NoisyLayer(embeddings.shape[1], features, labels_per_layer, batch_size)

@@ -13,6 +13,7 @@ from nayer_pl.errors import InputError, require
 
 log = logging.getLogger(__name__)
 
+MOST_CHANNELS = 512
 LARGE = 2e8  # weights of a layer; with gradient and Adam's averages 3 GB
 
 
@@ -86,7 +87,6 @@ class Generator(nn.Module):
         image_shape: (C, H, W); H and W must be divisible by 2**upsamplings.
         width: channels before the last convolution.
         upsamplings: doublings of the resolution.
-        max_channels: channels are never more than this.
 
     Raises:
         InputError: sides of the image that are not divisible, or a size below 1.
@@ -98,7 +98,6 @@ class Generator(nn.Module):
         image_shape: Sequence[int],
         width: int = 64,
         upsamplings: int = 2,
-        max_channels: int = 512,
     ) -> None:
         super().__init__()
         require(width >= 1, "The generator's width", "at least 1", width)
@@ -110,7 +109,7 @@ class Generator(nn.Module):
                 f"The generator doubles its resolution {upsamplings} times and cannot make "
                 f"{height}x{wide} images; choose sides divisible by {scale}."
             )
-        widths = [min(width * 2**i, max_channels) for i in reversed(range(upsamplings))]
+        widths = [min(width * 2**i, MOST_CHANNELS) for i in reversed(range(upsamplings))]
         start = (widths[0], height // scale, wide // scale)
         if features * math.prod(start) > LARGE:
             log.warning(
@@ -139,15 +138,17 @@ class Generator(nn.Module):
         out = self.layers(features)
         return out.to(torch.promote_types(out.dtype, torch.float32)).sigmoid()
 
-    def reset_parameters(self) -> None:
-        """Start anew in place: optimizers keep pointing at the same parameters."""
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.BatchNorm2d):
-                layer.reset_parameters()
-
 
 class DeepGenerator(Generator):
     """For 224 px: from 14x14 by four upsamplings, five convolutions."""
 
     def __init__(self, features: int, image_shape: Sequence[int], width: int = 64) -> None:
         super().__init__(features, image_shape, width, upsamplings=4)
+
+
+def start_anew(generator: nn.Module) -> None:
+    """Draw all weights anew, in place: optimizers keep pointing at the same parameters."""
+    for layer in generator.modules():
+        reset = getattr(layer, "reset_parameters", None)
+        if callable(reset):
+            reset()

@@ -115,9 +115,10 @@ class StatisticsMatching(nn.Module):
         return (per_layer + 1e-30).sqrt().sum()  # the root of zero has no derivative
 
     def finish_round(self) -> None:
-        """Let the last call into the running average."""
+        """Let the last call into the running average, and go of its graph."""
         self.average.copy_(self._mixed.detach())
         self.past.fill_(self.momentum)
+        self._taken, self._mixed = {}, self.average
 
 
 def _side_by_side(statistics: Sequence[Statistics]) -> Tensor:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,10 +11,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nayer_pl.errors import InputError, require
+from nayer_pl.files import cannot_write, write_durably
 from nayer_pl.networks.outside import explained, tensors_only
 
 log = logging.getLogger(__name__)
@@ -155,16 +155,12 @@ class TextEncoder:
         return (tokens * weight).sum(1) / weight.sum(1)
 
     def _keep(self, file: Path, embeddings: Tensor, names: Sequence[str]) -> None:
-        facts = {"model": self.model, "prompts": json.dumps(list(self.prompts))}
-        scratch = file.with_suffix(f".{os.getpid()}.partial")
+        texts = {"prompts": json.dumps(list(self.prompts)), "names": json.dumps(list(names))}
+        content = save({"embeddings": embeddings}, {"model": self.model, **texts})
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {"embeddings": embeddings}, scratch, {"names": json.dumps(list(names)), **facts}
-            )
-            scratch.replace(file)
-        except (OSError, SafetensorError) as error:
-            log.warning("Label text is not cached, '%s' cannot be written: %s", file.parent, error)
+            write_durably(file, content)
+        except OSError as error:
+            log.warning("Label text is not cached: %s.", cannot_write(error))
 
 
 def _is_path(model: str) -> bool:

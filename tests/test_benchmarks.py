@@ -1,0 +1,38 @@
+"""The benchmarks' scripts go on fitting the package; what they measure is not looked at here."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    yield importlib.import_module
+    for name in SCRIPTS:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_it_can_be_imported(script, name):
+    script(name)
+
+
+def test_the_plain_forms_of_a_run_compute_nearly_the_same(script, tiny_method, tiny_data, fit):
+    def student():
+        torch.manual_seed(0)
+        method = tiny_method()
+        fit(method, tiny_data())
+        return method.student.state_dict()
+
+    fast = student()
+    with script("parity").plain_forms():
+        plain = student()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(fast[name], tensor, rtol=0.02, atol=0.02)
