@@ -27,6 +27,7 @@ from nayer_pl import (
     load_classifier,
     save_classifier,
 )
+from nayer_pl.memory.bank import read_bank
 from nayer_pl.networks.weights import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -335,7 +336,7 @@ def test_without_real_images_both_held_back_shares_judge(both):
 def test_a_saved_bank_is_shared_out_and_stands_in_for_a_round(both, folder):
     one, other = both("initial")
     saved = MemoryBank(7, (1, 8, 8))
-    saved.add_from(folder / "bank.safetensors")
+    saved.add(*read_bank(folder / "bank.safetensors"))
     mine, yours = rows(one["bank"][0]), rows(other["bank"][0])
     assert [len(mine), len(yours)] == [4 + 6, 3]
     assert set(mine[:4] + yours) == set(rows(saved.images))

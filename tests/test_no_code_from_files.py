@@ -26,6 +26,7 @@ from nayer_pl import (
     load_classifier,
     load_teacher,
 )
+from nayer_pl.memory.bank import read_bank
 from nayer_pl.memory.segments import Segments
 from nayer_pl.networks import from_timm, from_transformers
 from nayer_pl.resume import find_checkpoint
@@ -100,7 +101,7 @@ LOADERS = {
     "student": lambda path: build_classifier(WRN, weights=path),
     "classifier": load_classifier,
     "classifier of a given architecture": lambda path: load_classifier(path, WRN),
-    "bank": lambda path: MemoryBank(4, (1, 2, 2)).add_from(path),
+    "bank": lambda path: MemoryBank(4, (1, 2, 2)).add(*read_bank(path)),
     "embeddings": lambda path: EmbeddingFile(path).embed(["cat", "dog"]),
 }
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from nayer_pl import Augmentation, InputError, MemoryBank
+from nayer_pl.memory.bank import read_bank
+from nayer_pl.memory.segments import Segments
 
 SHAPE = (1, 2, 2)
 
@@ -171,7 +173,7 @@ def test_other_shapes_are_refused_and_nothing_is_added(images, labels):
 def test_saved_bank_comes_back_in_order(tmp_path, count):
     bank, copy = filled(5, count), MemoryBank(9, SHAPE)
     bank.save(tmp_path / "bank.safetensors")
-    copy.add_from(str(tmp_path / "bank.safetensors"))
+    copy.add(*read_bank(str(tmp_path / "bank.safetensors")))
     assert torch.equal(copy.images, bank.images)
     assert torch.equal(copy.labels, bank.labels)
     assert copy.added == count
@@ -180,7 +182,7 @@ def test_saved_bank_comes_back_in_order(tmp_path, count):
 def test_full_bank_comes_back_whole(tmp_path):
     bank, copy = filled(5, 13), MemoryBank(5, SHAPE)
     bank.save(tmp_path / "bank.safetensors")
-    copy.add_from(tmp_path / "bank.safetensors")
+    copy.add(*read_bank(tmp_path / "bank.safetensors"))
     assert sorted(copy.labels.tolist()) == [8, 9, 10, 11, 12]
     assert [number_of(image) for image in copy.images] == copy.labels.tolist()
 
@@ -189,8 +191,22 @@ def test_saved_images_join_those_that_are_there(tmp_path):
     filled(5, 3).save(tmp_path / "bank.safetensors")
     bank = MemoryBank(9, SHAPE)
     bank.add(*numbered(100, 2))
-    bank.add_from(tmp_path / "bank.safetensors")
+    bank.add(*read_bank(tmp_path / "bank.safetensors"))
     assert bank.labels.tolist() == [100, 101, 0, 1, 2]
+
+
+def test_a_runs_folder_is_all_that_its_bank_has_saved(tmp_path):
+    """Files of several ranks, and of several checkpoints; not those of the held-back images."""
+    banks = [MemoryBank(4, SHAPE), MemoryBank(20, SHAPE)]
+    segments = [Segments(tmp_path, f"bank-{rank}") for rank in range(2)]
+    for turn in range(3):
+        for rank, bank in enumerate(banks):
+            bank.add(*numbered(20 * rank + 3 * turn, 3))
+            segments[rank].save(bank)
+    Segments(tmp_path, "held_back-0").save(banks[0])
+    images, labels = read_bank(tmp_path)
+    assert labels.tolist() == [*range(9), *range(20, 29)]
+    assert [number_of(image) for image in images] == labels.tolist()
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a bank", None])
@@ -200,22 +216,22 @@ def test_damaged_file_is_refused(tmp_path, damage):
     path.write_bytes(path.read_bytes()[:-7] if damage is None else damage)
     bank = MemoryBank(5, SHAPE)
     with pytest.raises(InputError, match=r"bank\.safetensors"):
-        bank.add_from(path)
+        bank.add(*read_bank(path))
     assert len(bank) == 0
 
 
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.safetensors"):
-        MemoryBank(5, SHAPE).add_from(tmp_path / "nowhere.safetensors")
+        MemoryBank(5, SHAPE).add(*read_bank(tmp_path / "nowhere.safetensors"))
 
 
 def test_file_of_something_else_is_refused(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "net.safetensors")
     with pytest.raises(InputError, match="not a saved memory bank"):
-        MemoryBank(5, SHAPE).add_from(tmp_path / "net.safetensors")
+        MemoryBank(5, SHAPE).add(*read_bank(tmp_path / "net.safetensors"))
 
 
 def test_saved_images_of_another_shape_are_refused(tmp_path):
     filled(5, 3).save(tmp_path / "bank.safetensors")
     with pytest.raises(InputError, match="shape"):
-        MemoryBank(5, (3, 2, 2)).add_from(tmp_path / "bank.safetensors")
+        MemoryBank(5, (3, 2, 2)).add(*read_bank(tmp_path / "bank.safetensors"))

@@ -15,6 +15,7 @@ from hypothesis.stateful import (
 )
 
 from nayer_pl import InputError, MemoryBank
+from nayer_pl.memory.bank import read_bank
 
 SHAPE = (2, 1, 3)
 PIXELS = st.integers(0, 255)
@@ -79,7 +80,7 @@ class BankAgainstList(RuleBasedStateMachine):
         other.add(*there)
         with tempfile.TemporaryDirectory() as folder:
             self.bank.save(Path(folder) / "bank.safetensors")
-            other.add_from(Path(folder) / "bank.safetensors")
+            other.add(*read_bank(Path(folder) / "bank.safetensors"))
         order = other.by_age()
         expected = [*pairs(*there), *self.held][-room:]
         assert pairs(other.images[order], other.labels[order]) == expected

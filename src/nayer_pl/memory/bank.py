@@ -130,27 +130,27 @@ class MemoryBank:
         content = {"images": self.images[order].contiguous(), "labels": self.labels[order]}
         save_file({name: tensor.cpu() for name, tensor in content.items()}, path)
 
-    def add_from(self, path: str | Path) -> None:
-        """Add everything that `save` wrote to `path`.
-
-        Raises:
-            InputError: no bank file, or images of another shape.
-        """
-        self.add(*read_bank(path))
-
 
 def read_bank(path: str | Path) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, C, H, W] and labels int64 [N] that `MemoryBank.save` wrote to `path`.
+    """Images uint8 [N, C, H, W] and labels int64 [N] of a saved bank, or of the bank of a run.
+
+    Args:
+        path: a file that `MemoryBank.save` wrote, or the folder `bank` of a run, whose files hold
+            every image that the run has saved.
 
     Raises:
-        InputError: no bank file.
+        InputError: no bank there, or a damaged one.
     """
-    if not Path(path).is_file():
-        raise InputError(f"'{path}' is not a saved memory bank: there is no such file.")
+    files = sorted(Path(path).glob("bank-*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    if not files or not files[0].is_file():
+        raise InputError(
+            f"'{path}' is not a saved memory bank: there is no such file, nor a run's folder with "
+            "files of a bank."
+        )
     try:
-        content = load_file(path)
-        images, labels = content["images"], content["labels"]
-    except (OSError, SafetensorError, KeyError) as error:
+        contents = [load_file(file) for file in files]
+        images, labels = (torch.cat([c[name] for c in contents]) for name in ("images", "labels"))
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise InputError(
             f"'{path}' is not a saved memory bank, or damaged ({error}); give a file that "
             "MemoryBank.save wrote."

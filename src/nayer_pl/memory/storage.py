@@ -33,7 +33,7 @@ class BankOptions:
         capacity: images it holds, over all ranks; None for all that the plan makes.
         device: "cpu", "cuda", "disk" (a file in the trainer's `default_root_dir`), or None for the
             trainer's device; where it does not fit, the next of these places is taken.
-        initial: a saved bank to start from; None starts empty.
+        initial: a saved bank to start from, or the folder `bank` of another run; None for none.
     """
 
     capacity: int | None = None

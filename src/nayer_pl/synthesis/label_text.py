@@ -33,7 +33,7 @@ class LabelText:
     encoder: NameEncoder
 
     def embeddings(self) -> Tensor:
-        """LTE, [num_classes, d] float32. Encoded on the first call ever, then read from disk.
+        """LTE, [num_classes, d] float32. A `TextEncoder` remembers them on disk.
 
         Raises:
             InputError: the names cannot be encoded, or what comes out is not finite or says
