@@ -13,7 +13,7 @@ PARTS = ("plan", "model", "prompts", "text_encoder", "bank", "data", "teacher", 
 # Where files lie, who trained the teacher, what a seed changes, and how Hydra builds things.
 ELSEWHERE = (
     "path", "cache", "cache_dir", "weights", "trained_by", "trust_code", "workers", "seed",
-    "_recursive_", "_convert_", "_partial_",
+    "check_teacher", "_recursive_", "_convert_", "_partial_",
 )  # fmt: skip
 # In `model`: what stands elsewhere too.
 TWICE = ("teacher", "student", "label_text", "network", "image_shape")
