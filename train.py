@@ -16,7 +16,7 @@ def main(cfg: DictConfig) -> float | None:
     """Run one job; a sweeper gets the value of `objective`."""
     # Imported late, so that a mistyped option is answered at once.
     from nayer_pl.errors import NayerError, Terminated
-    from nayer_pl.jobs import check_mode, isolated, objective
+    from nayer_pl.jobs import check_start, isolated, objective
     from nayer_pl.resume import run_of
     from nayer_pl.run import train
 
@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> float | None:
     if cfg.ckpt_path is not None:
         cfg.run_dir = run_of(cfg.ckpt_path)
     try:
-        check_mode()
+        check_start()
         with isolated(__file__, cfg.run_dir):
             summary, _ = train(cfg)
         return objective(summary, cfg.objective)

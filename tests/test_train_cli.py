@@ -62,6 +62,15 @@ def test_a_sweep_without_m_is_refused(type_command, tmp_path, sweep, over):
     assert not (tmp_path / "run").exists()
 
 
+def test_under_torchrun_all_processes_need_the_same_directory(type_command, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    status, printed = type_command(lambda cfg: 0.5, "experiment=digits")
+    assert status == 1
+    assert "error: With torchrun every process must know the run's directory" in printed
+    status, printed = type_command(lambda cfg: 0.5, "experiment=digits", "run_dir=run")
+    assert status == 0, printed
+
+
 def test_a_run_directory_that_cannot_be_made_is_one_sentence(type_command, tmp_path):
     (tmp_path / "file").write_text("")
     status, printed = type_command(None, "experiment=digits", f"run_dir={tmp_path}/file/run")

@@ -73,13 +73,20 @@ def isolated(script: str, run_dir: str) -> Iterator[None]:
     _end_children(patience=60)
 
 
-def check_mode() -> None:
-    """See that a sweep was started as one.
+def check_start() -> None:
+    """See that what was typed can be meant.
 
     Raises:
-        InputError: without `-m`; Hydra would run a single job with the defaults.
+        InputError: a sweep without `-m`, of which Hydra would run a single job with the defaults.
+            Or processes that torchrun started, each with a `run_dir` of its own second.
     """
     hydra = HydraConfig.get()
+    named = any(word.startswith(("run_dir=", "ckpt_path=")) for word in hydra.overrides.task)
+    if "TORCHELASTIC_RUN_ID" in os.environ and hydra.mode == RunMode.RUN and not named:
+        raise InputError(
+            "With torchrun every process must know the run's directory: give run_dir=PATH, a "
+            "folder that all of them see."
+        )
     typed = "hydra.mode=RUN" in sys.argv  # as by `command`; Hydra's own list always has it
     if hydra.mode == RunMode.RUN and hydra.sweeper.params and not typed:
         swept = " and ".join(hydra.sweeper.params)
