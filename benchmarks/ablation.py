@@ -80,7 +80,7 @@ def run(
 ) -> dict[str, Any]:
     """One student; a seed's students have the same teacher."""
     options = [f"experiment={arguments.experiment}", f"seed={seed}"]
-    options += [f"paths.teachers={out / 'teachers'}/seed{seed}", *flags, *arguments.overrides]
+    options += [f"paths.teachers={out / 'teachers'}/seed{seed}", *arguments.overrides, *flags]
     return run_job(out / f"{'_'.join(re.findall(r'[a-z0-9]+', name.lower()))}_seed{seed}", options)
 
 
