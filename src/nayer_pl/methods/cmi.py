@@ -63,6 +63,8 @@ class CMI(InversionDistillation):
 
     needs_statistics = True  # features too come from BatchNorms
 
+    drawn_anew = ("generator", "latents")
+
     def __init__(
         self,
         teacher: Classifier,
@@ -109,13 +111,6 @@ class CMI(InversionDistillation):
         out = nn.Linear(size, embedding_features)
         self.head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), out)
         self.feature_count = size
-
-    def own_state(self) -> dict[str, Any]:
-        """Not what every round begins with anew."""
-        state, drawn = super().own_state(), ("generator", "latents")
-        parts = state["parts"].items()
-        state["parts"] = {n: tensor for n, tensor in parts if n.split(".")[0] not in drawn}
-        return state
 
     def synthesis_optimizers(self) -> list[Optimizer]:
         """One Adam: of the generator and z, and of the head."""

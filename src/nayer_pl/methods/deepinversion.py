@@ -59,6 +59,8 @@ class DeepInversion(InversionDistillation):
 
     synthesis_rate = "model.image_lr"
 
+    drawn_anew = ("pixels",)
+
     def __init__(
         self,
         teacher: Classifier,
@@ -96,12 +98,6 @@ class DeepInversion(InversionDistillation):
         self.tv_weight, self.l2_weight = tv_weight, l2_weight
         self.adv_temperature = adv_temperature
         self.pixels = nn.Parameter(torch.zeros(round_size, *image_shape))
-
-    def own_state(self) -> dict[str, Any]:
-        """Not the pixels, which every round draws anew."""
-        state = super().own_state()
-        del state["parts"]["pixels"]
-        return state
 
     def synthesis_optimizers(self) -> list[Optimizer]:
         """Adam of the pixels."""

@@ -55,6 +55,8 @@ class FastDFKD(InversionDistillation):
         InputError: an unknown `meta`, or a teacher without statistics to match.
     """
 
+    drawn_anew = ("adapted", "latents")
+
     def __init__(
         self,
         teacher: Classifier,
@@ -100,13 +102,6 @@ class FastDFKD(InversionDistillation):
                 first = next((m for m in self.generator.modules() if isinstance(m, kind)), None)
                 if first is not None:
                     first.reset_parameters()
-
-    def own_state(self) -> dict[str, Any]:
-        """Not what every round begins with anew."""
-        state, drawn = super().own_state(), ("adapted", "latents")
-        parts = state["parts"].items()
-        state["parts"] = {n: tensor for n, tensor in parts if n.split(".")[0] not in drawn}
-        return state
 
     def synthesis_optimizers(self) -> list[Optimizer]:
         """The inner Adam, of the copy and z; the outer one, of the meta generator."""

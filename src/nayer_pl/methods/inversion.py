@@ -32,6 +32,8 @@ class InversionDistillation(DataFreeDistillation):
 
     needs_statistics = False
     """Whether the method asks for them with `bn_weight=0` too."""
+    drawn_anew: tuple[str, ...] = ()
+    """Parts that every round begins with anew, so that no checkpoint needs them."""
 
     def __init__(
         self,
@@ -59,6 +61,13 @@ class InversionDistillation(DataFreeDistillation):
         wanted = f"at least plan.round_size, which is {planned}"
         require(self.round_size >= planned, "model.round_size", wanted, self.round_size)
         super().on_fit_start()
+
+    def own_state(self) -> dict[str, Any]:
+        """Without what is drawn anew."""
+        state = super().own_state()
+        parts = state["parts"].items()
+        state["parts"] = {n: part for n, part in parts if n.split(".")[0] not in self.drawn_anew}
+        return state
 
     def augment(self, images: Tensor) -> Tensor:
         """Crop and mirror with this rank's own noise, if that is wanted."""
