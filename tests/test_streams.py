@@ -1,6 +1,6 @@
 import torch
 
-from nayer_pl.streams import stream_seed, take_up
+from nayer_pl.streams import Purpose, stream_seed, take_up
 
 
 def numbers(rng):
@@ -8,7 +8,7 @@ def numbers(rng):
 
 
 def test_seeds_never_meet():
-    questions = [(s, r, p) for s in range(20) for r in range(64) for p in range(3)]
+    questions = [(s, r, p) for s in range(20) for r in range(64) for p in Purpose]
     assert len({stream_seed(*question) for question in questions}) == len(questions)
 
 

@@ -1,14 +1,31 @@
 """Random streams: one for every purpose on every rank, taken up again by a run that goes on."""
 
 import hashlib
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 
-def stream_seed(seed: int, rank: int, purpose: int) -> int:
-    """A seed of its own for every purpose on every rank."""
-    return (seed * 1_000_003 + rank) * 8 + purpose
+class Purpose(IntEnum):
+    """What random numbers are drawn for."""
+
+    BATCHES = 0  # of banked images, and their crops
+    LABELS = 1  # of the images to make
+    NOISE = 2  # what images are made of
+    ORDER = 3  # of a teacher's training images
+    CROPS = 4  # of those
+
+
+def stream_seed(seed: int, number: int, purpose: Purpose) -> int:
+    """A seed of its own for every purpose.
+
+    Args:
+        seed: of the run.
+        number: of the rank; of the epoch for an order that all ranks share.
+        purpose: what for.
+    """
+    return (seed * 1_000_003 + number) * 8 + purpose
 
 
 def take_up(rng: torch.Generator, state: Tensor) -> None:

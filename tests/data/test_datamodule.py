@@ -176,6 +176,16 @@ def test_order_is_of_the_seed_and_the_epoch():
     assert len({tuple(order(seed=s, epoch=e)) for s in range(3) for e in range(3)}) == 9
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_crops_are_not_drawn_from_the_stream_of_the_order(seed):
+    module = RealDataModule(Numbered(), 8, augmentation=lambda images, rng: images, seed=seed)
+    module.setup("fit")
+    crops = module._random(torch.device("cpu")).initial_seed()
+    same = torch.randperm(COUNTS["train"], generator=torch.Generator().manual_seed(crops))
+    first = torch.cat(module.train_dataloader().indices())
+    assert first.tolist() != same[: len(first)].tolist()
+
+
 @pytest.mark.parametrize(("batch", "world", "near"), [(128, 3, "126 or 129"), (2, 3, "choose 3")])
 def test_batch_that_does_not_divide_names_the_nearest_that_do(batch, world, near):
     with pytest.raises(InputError, match=rf"plan\.batch_size={batch} .*{world} proc.*{near}"):

@@ -17,7 +17,7 @@ from nayer_pl.methods.deepinversion import (
     roll_and_mirror,
     total_variation,
 )
-from nayer_pl.streams import stream_seed
+from nayer_pl.streams import Purpose, stream_seed
 
 SHAPE = (1, 8, 8)
 
@@ -144,7 +144,7 @@ def test_every_round_is_a_loop_written_out_with_an_optimizer_of_its_own(inversio
     method = inversion(jitter=0, flip=False, seed=9, image_steps=12, **weights).double()
     spy = Spy()
     fit(method, tiny_data(), callbacks=[spy], max_epochs=1, precision="64-true")
-    rng = torch.Generator().manual_seed(stream_seed(9, 0, purpose=2))
+    rng = torch.Generator().manual_seed(stream_seed(9, 0, Purpose.NOISE))
     teacher = method.teacher.eval()
     mean, std = teacher.mean, teacher.std
     assert len(spy.rounds) == 2

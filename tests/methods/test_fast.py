@@ -12,7 +12,7 @@ from nayer_pl import Augmentation, Generator, InputError
 from nayer_pl.callbacks import Checkpoints
 from nayer_pl.memory import SynthesisRound
 from nayer_pl.methods.fast import FastDFKD
-from nayer_pl.streams import stream_seed
+from nayer_pl.streams import Purpose, stream_seed
 
 SHAPE = (1, 8, 8)
 ROUNDS = {"warmup_rounds": 6}
@@ -82,7 +82,7 @@ def test_outer_update_is_that_of_a_loop_written_out(fast, tiny_data, fit, meta):
     spy = Spy()
     fit(method, tiny_data(ROUNDS), callbacks=[spy], max_epochs=1, precision="64-true")
 
-    rng, outer = torch.Generator().manual_seed(stream_seed(9, 0, purpose=2)), NaiveAdam()
+    rng, outer = torch.Generator().manual_seed(stream_seed(9, 0, Purpose.NOISE)), NaiveAdam()
     for targets, found in zip(spy.targets, spy.meta, strict=True):
         z = torch.empty(12, 16, dtype=torch.float64).normal_(generator=rng)
         adapted, inner, total = [*theta, z], NaiveAdam(), None

@@ -12,7 +12,7 @@ from nayer_pl.augmentation import Augmentation
 from nayer_pl.data.batches import Batches
 from nayer_pl.data.images import Images, ImageSource, Split, open_split
 from nayer_pl.errors import require
-from nayer_pl.streams import take_up
+from nayer_pl.streams import Purpose, stream_seed, take_up
 
 
 class RealDataModule(LightningDataModule):
@@ -25,7 +25,7 @@ class RealDataModule(LightningDataModule):
         epochs: how long to train; `run.train` gives it to the trainer.
         eval_batch_size: images per evaluation step, on each rank.
         num_classes: what the labels must be of; None does not check them.
-        seed: of the order of the training images.
+        seed: of the order of the training images and their augmentation.
         image_shape: (C, H, W) that the images must have; None does not check them.
 
     Raises:
@@ -104,10 +104,10 @@ class RealDataModule(LightningDataModule):
         return Batches(self._evaluation, self.eval_batch_size, rank=rank, world=world)
 
     def _random(self, device: torch.device) -> torch.Generator:
-        """A stream of random numbers of this rank's own."""
+        """This rank's stream of crops and flips."""
         if self._rng is None:
-            rank, _ = self._rank()
-            self._rng = torch.Generator(device).manual_seed(self.seed * 1_000_003 + rank)
+            seed = stream_seed(self.seed, self._rank()[0], Purpose.CROPS)
+            self._rng = torch.Generator(device).manual_seed(seed)
         return self._rng
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from nayer_pl.memory.held_back import HeldBackBatches
 from nayer_pl.memory.plan import DistillationBatch, Plan, WorkItem, round_targets
 from nayer_pl.memory.segments import Segments
 from nayer_pl.memory.storage import BankOptions, allocate
-from nayer_pl.streams import stream_seed, take_up
+from nayer_pl.streams import Purpose, stream_seed, take_up
 
 log = logging.getLogger(__name__)
 
@@ -107,9 +107,11 @@ class SyntheticDataModule(LightningDataModule):
         }
 
     def _start_streams(self) -> None:
-        seeds = [stream_seed(self.seed, self.share.rank, purpose) for purpose in (0, 1)]
-        self.rng = torch.Generator(self.bank.device).manual_seed(seeds[0])
-        self.label_rng = torch.Generator().manual_seed(seeds[1])
+        seed, rank = self.seed, self.share.rank
+        self.rng = torch.Generator(self.bank.device)
+        self.rng.manual_seed(stream_seed(seed, rank, Purpose.BATCHES))
+        self.label_rng = torch.Generator()
+        self.label_rng.manual_seed(stream_seed(seed, rank, Purpose.LABELS))
 
     def _banks(self) -> dict[str, MemoryBank]:
         banks = {"bank": self.bank, "held_back": self.held_back}

@@ -24,7 +24,7 @@ from nayer_pl.methods.evaluation import Evaluation
 from nayer_pl.methods.results import sum_up
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
-from nayer_pl.streams import stream_seed
+from nayer_pl.streams import Purpose, stream_seed
 
 
 class DataFreeDistillation(Distilling, ABC):
@@ -163,7 +163,7 @@ class DataFreeDistillation(Distilling, ABC):
             require(0 < epochs <= planned, "trainer.max_epochs", wanted, epochs)
         self.to(memory_format=torch.channels_last)
         ranks.share_only(self, "student")
-        seed = stream_seed(self.seed, self.global_rank, purpose=2)
+        seed = stream_seed(self.seed, self.global_rank, Purpose.NOISE)
         device = self.trainer.strategy.root_device  # where this module is going to be
         self.rng = torch.Generator(device).manual_seed(seed)
 
