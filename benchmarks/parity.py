@@ -47,7 +47,7 @@ def plain_forms() -> Iterator[None]:
     with (
         patch.object(UpsampledConv, "forward", upsampled),
         patch.object(ChannelMoments, "apply", moments),
-        patch("nayer_pl.methods.taught.folded", lambda teacher, *_: teacher),
+        patch("nayer_pl.distillation.taught.folded", lambda teacher, *_: teacher),
         # A GPU's convolutions would round float32 to TF32.
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):

@@ -166,7 +166,7 @@ class Journal(Callback):
 def journal(request, tiny_method, tiny_data, fit, tmp_path, monkeypatch) -> Journal:
     """Of a whole run, with everything that looks at it while it goes on."""
     # A CPU has nothing to wait for and looks at every gradient; a GPU does not.
-    monkeypatch.setattr("nayer_pl.methods.divergence.StudentWatch.WAITS_FOR_NOTHING", ())
+    monkeypatch.setattr("nayer_pl.distillation.divergence.StudentWatch.WAITS_FOR_NOTHING", ())
     journal, augmentation = Journal(), Augmentation(1)
     with watching(request.param, journal.note):
         fit(

@@ -9,6 +9,12 @@ from nayer_pl.data import (
     SteppedDataModule,
     class_names,
 )
+from nayer_pl.distillation import (
+    DataFreeDistillation,
+    InversionDistillation,
+    OnlineDistillation,
+    descend,
+)
 from nayer_pl.errors import DivergenceError, InputError, NayerError
 from nayer_pl.export import load_classifier, save_classifier
 from nayer_pl.memory import BankOptions, MemoryBank, Plan, SyntheticDataModule
@@ -19,14 +25,10 @@ from nayer_pl.methods import (
     DFQ,
     NAYER,
     ZSKT,
-    DataFreeDistillation,
     DeepInversion,
     FastDFKD,
-    InversionDistillation,
     KnowledgeDistillation,
-    OnlineDistillation,
     Supervised,
-    descend,
 )
 from nayer_pl.networks import Classifier, build_classifier, load_teacher
 from nayer_pl.precision import fastest_precision

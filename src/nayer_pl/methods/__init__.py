@@ -1,17 +1,13 @@
-"""The published methods, one file each, and what they share."""
+"""The published methods, one file each, and how teachers and yardsticks are trained."""
 
-from nayer_pl.methods.base import DataFreeDistillation
 from nayer_pl.methods.cmi import CMI
 from nayer_pl.methods.dafl import DAFL
 from nayer_pl.methods.deepinversion import DeepInversion
-from nayer_pl.methods.descent import descend
 from nayer_pl.methods.dfad import DFAD
 from nayer_pl.methods.dfq import DFQ
 from nayer_pl.methods.fast import FastDFKD
-from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.methods.kd import KnowledgeDistillation
 from nayer_pl.methods.nayer import NAYER
-from nayer_pl.methods.online import OnlineDistillation
 from nayer_pl.methods.supervised import Supervised
 from nayer_pl.methods.zskt import ZSKT
 
@@ -22,12 +18,8 @@ __all__ = [
     "DFQ",
     "NAYER",
     "ZSKT",
-    "DataFreeDistillation",
     "DeepInversion",
     "FastDFKD",
-    "InversionDistillation",
     "KnowledgeDistillation",
-    "OnlineDistillation",
     "Supervised",
-    "descend",
 ]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Adam, Optimizer
 
+from nayer_pl.distillation.descent import descend
+from nayer_pl.distillation.inversion import InversionDistillation
 from nayer_pl.errors import require, require_not_negative
-from nayer_pl.methods.descent import descend
-from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.contrast import contrastive_loss, random_part
 from nayer_pl.synthesis.generators import Generator, start_anew

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from nayer_pl.distillation.online import OnlineDistillation, stepping_down
 from nayer_pl.errors import InputError, require_not_negative
-from nayer_pl.methods.online import OnlineDistillation, stepping_down
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
 from nayer_pl.networks.watching import layer_inputs

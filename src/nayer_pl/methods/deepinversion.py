@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from nayer_pl.distillation.descent import descend
+from nayer_pl.distillation.inversion import InversionDistillation
 from nayer_pl.errors import require, require_not_negative
-from nayer_pl.methods.descent import descend
-from nayer_pl.methods.inversion import InversionDistillation
 from nayer_pl.networks.classifier import Classifier
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from nayer_pl.methods.online import OnlineDistillation, stepping_down
+from nayer_pl.distillation.online import OnlineDistillation, stepping_down
 from nayer_pl.networks.classifier import Classifier
 
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
+from nayer_pl.distillation.descent import descend
+from nayer_pl.distillation.inversion import ask_for_statistics
+from nayer_pl.distillation.online import OnlineDistillation
 from nayer_pl.errors import require_not_negative
-from nayer_pl.methods.descent import descend
-from nayer_pl.methods.inversion import ask_for_statistics
-from nayer_pl.methods.online import OnlineDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.losses import balance_loss, divergence
 from nayer_pl.synthesis.statistics import StatisticsMatching

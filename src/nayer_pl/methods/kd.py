@@ -11,10 +11,10 @@ from torch import Tensor
 
 from nayer_pl.checkpoint import described, fingerprint
 from nayer_pl.data.datamodule import RealDataModule
+from nayer_pl.distillation.evaluation import Evaluation
+from nayer_pl.distillation.judging import Judging
+from nayer_pl.distillation.results import measured
 from nayer_pl.errors import InputError, require
-from nayer_pl.methods.evaluation import Evaluation
-from nayer_pl.methods.judging import Judging
-from nayer_pl.methods.results import measured
 from nayer_pl.methods.supervised import Supervised
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.losses import distillation_loss

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from nayer_pl.distillation.divergence import gradient_norm
+from nayer_pl.distillation.online import OnlineDistillation
 from nayer_pl.errors import InputError, require, require_not_negative
-from nayer_pl.methods.divergence import gradient_norm
-from nayer_pl.methods.online import OnlineDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
 from nayer_pl.networks.watching import layer_outputs

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nayer_pl.errors import InputError, require
 from nayer_pl.files import cannot_write, write_durably
-from nayer_pl.networks.outside import explained, tensors_only
+from nayer_pl.libraries import explained, tensors_only
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nayer_pl import Classifier, Digits, InputError
-from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
+from nayer_pl.distillation.evaluation import Evaluation, stop_at_chance
 
 
 def passes(right: int, images: int, classes: int) -> bool:

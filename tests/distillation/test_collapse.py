@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from nayer_pl.methods.collapse import CollapseWatch
+from nayer_pl.distillation.collapse import CollapseWatch
 
 
 @pytest.fixture

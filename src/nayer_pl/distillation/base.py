@@ -1,8 +1,8 @@
 """What every data-free method shares: rounds of synthesis, and the order of things in a run.
 
-A method says how an image is made (`synthesise`). What else is shared is a file each: the student's
-step (`distilling`), its evaluation (`judging`), what checkpoints hold (`state`), the loop inside a
-round (`descent`).
+A method says how an image is made (`synthesise`). What else is shared is a file each: the loop
+inside a round (`descent`), the student's step (`student_step`), its evaluation (`judging`), what
+checkpoints hold (`state`).
 """
 
 from abc import ABC, abstractmethod
@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from nayer_pl import ranks
+from nayer_pl.distillation.collapse import CollapseWatch
+from nayer_pl.distillation.divergence import not_finite
+from nayer_pl.distillation.evaluation import Evaluation
+from nayer_pl.distillation.results import sum_up
+from nayer_pl.distillation.student_step import Distilling
 from nayer_pl.errors import DivergenceError, InputError, require
 from nayer_pl.memory.datamodule import SyntheticDataModule
 from nayer_pl.memory.plan import SynthesisRound, WorkItem
-from nayer_pl.methods.collapse import CollapseWatch
-from nayer_pl.methods.distilling import Distilling
-from nayer_pl.methods.divergence import not_finite
-from nayer_pl.methods.evaluation import Evaluation
-from nayer_pl.methods.results import sum_up
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
 from nayer_pl.streams import Purpose, stream_seed

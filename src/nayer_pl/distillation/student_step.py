@@ -10,11 +10,11 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchmetrics import MeanMetric
 
+from nayer_pl.distillation.divergence import StudentWatch, gradient_norm
+from nayer_pl.distillation.judging import Judging
+from nayer_pl.distillation.state import DistillationState
 from nayer_pl.errors import DivergenceError, require
 from nayer_pl.memory.plan import DistillationBatch
-from nayer_pl.methods.divergence import StudentWatch, gradient_norm
-from nayer_pl.methods.judging import Judging
-from nayer_pl.methods.state import DistillationState
 from nayer_pl.synthesis.losses import distillation_loss
 
 

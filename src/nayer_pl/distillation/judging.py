@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from nayer_pl import ranks
-from nayer_pl.methods.evaluation import Evaluation, stop_at_chance
-from nayer_pl.methods.reporting import Reporting
-from nayer_pl.methods.taught import Taught
+from nayer_pl.distillation.evaluation import Evaluation, stop_at_chance
+from nayer_pl.distillation.reporting import Reporting
+from nayer_pl.distillation.taught import Taught
 from nayer_pl.networks.classifier import Classifier
 
 log = logging.getLogger(__name__)

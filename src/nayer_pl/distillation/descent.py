@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from nayer_pl.methods.divergence import GRADIENT, gradient_norm
+from nayer_pl.distillation.divergence import GRADIENT, gradient_norm
 
 if TYPE_CHECKING:
-    from nayer_pl.methods.base import DataFreeDistillation
+    from nayer_pl.distillation.base import DataFreeDistillation
 
 
 def descend(

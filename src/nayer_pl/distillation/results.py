@@ -5,8 +5,8 @@ from typing import Any
 from lightning import Trainer
 
 from nayer_pl import ranks
+from nayer_pl.distillation.state import DistillationState
 from nayer_pl.memory.quality import label_agreement, within_class_distance
-from nayer_pl.methods.state import DistillationState
 
 
 def sum_up(method: DistillationState, wants_labels: bool) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from nayer_pl.augmentation import Augmentation
+from nayer_pl.distillation.base import DataFreeDistillation
 from nayer_pl.errors import InputError, require, require_not_negative
-from nayer_pl.methods.base import DataFreeDistillation
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.losses import adversarial_loss, label_loss
 from nayer_pl.synthesis.statistics import StatisticsMatching

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nayer_pl import DivergenceError
-from nayer_pl.methods.divergence import StudentWatch, gradient_norm, not_finite
+from nayer_pl.distillation.divergence import StudentWatch, gradient_norm, not_finite
 
 RATE = "model.generator_lr"
 NAMES = ["loss", "ce", "bn"]
@@ -93,7 +93,7 @@ def test_a_bad_student_step_is_stopped_before_it_is_made(loss, norm, sentence):
 
 def test_where_asking_would_wait_a_fused_optimizer_leaves_the_bad_step_out(monkeypatch):
     """A GPU's way, with the CPU's kernels: the weight stays, the first bad step is remembered."""
-    monkeypatch.setattr("nayer_pl.methods.divergence.StudentWatch.WAITS_FOR_NOTHING", ())
+    monkeypatch.setattr("nayer_pl.distillation.divergence.StudentWatch.WAITS_FOR_NOTHING", ())
     weight = torch.nn.Parameter(torch.ones(2))
     sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9, fused=True)
     watch = StudentWatch()
