@@ -1,4 +1,5 @@
 import logging
+import subprocess
 import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -57,3 +58,13 @@ def test_a_log_message_does_not_stick_to_a_progress_bar(capsys):
     drawn = capsys.readouterr().out
     assert "ended" in [line.rpartition("\r")[2] for line in drawn.split("\n")]
     assert drawn.rpartition("ended")[2].lstrip().startswith("bar:  50%")  # it is drawn again
+
+
+def test_bars_of_other_libraries_stay_out_of_log_files():
+    libraries = ("transformers.utils.logging", "huggingface_hub.utils", "datasets.utils")
+    bars = "\n".join(f"from {name} import tqdm; list(tqdm(range(3)))" for name in libraries)
+    quiet = "from nayer_pl.console import quiet_lightning; quiet_lightning()"
+    for code, drawn in ((bars, 3), (f"{quiet}\n{bars}", 0)):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stderr.count("100%") == drawn

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 
 class Unbroken:
@@ -58,8 +59,8 @@ def quiet_lightning() -> None:
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         logging.getLogger("nayer_pl").setLevel(logging.ERROR)  # the first process says it already
     if not sys.stderr.isatty():  # a log file, where every state of a bar would stay
-        for library in ("HF_DATASETS", "HF_HUB"):  # they look when they are imported, later
-            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+        disable_progress_bar()  # the Hub's too
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
     for message in (
         ".*does not have many workers.*",
         ".*Total length of .* across ranks is zero.*",
