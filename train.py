@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> float | None:
     # Imported late, so that a mistyped option is answered at once.
     from nayer_pl.errors import NayerError, Terminated
     from nayer_pl.jobs import check_start, isolated, objective
-    from nayer_pl.resume import run_of
+    from nayer_pl.resuming.choice import run_of
     from nayer_pl.run import train
 
     job = HydraConfig.get()

@@ -20,9 +20,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from two_ranks import RANK, copied, distiller, synthetic
 
-from nayer_pl.callbacks import Checkpoints, PhaseTimer
+from nayer_pl.callbacks import PhaseTimer
 from nayer_pl.errors import Terminated
 from nayer_pl.metrics_file import MetricsFile
+from nayer_pl.resuming import Checkpoints
 
 
 class KeepAll(Checkpoints):

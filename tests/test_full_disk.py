@@ -19,9 +19,10 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from nayer_pl import InputError
-from nayer_pl.callbacks import Checkpoints, Curves, Export, SampleGrid
+from nayer_pl.callbacks import Curves, Export, SampleGrid
 from nayer_pl.metrics_file import MetricsFile, rows
-from nayer_pl.resume import damage
+from nayer_pl.resuming import Checkpoints
+from nayer_pl.resuming.choice import damage
 
 resource = pytest.importorskip("resource")
 

@@ -29,7 +29,7 @@ from nayer_pl import (
 from nayer_pl.memory.bank import read_bank
 from nayer_pl.memory.segments import Segments
 from nayer_pl.networks import from_timm, from_transformers
-from nayer_pl.resume import find_checkpoint
+from nayer_pl.resuming.choice import find_checkpoint
 
 WRN = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 10, "channels": 1}
 

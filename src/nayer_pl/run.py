@@ -12,15 +12,15 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from nayer_pl import resume
 from nayer_pl.build import build, check
-from nayer_pl.callbacks.checkpoints import MAX_TIME, Checkpoints, out_of_time
 from nayer_pl.callbacks.timer import PhaseTimer
 from nayer_pl.console import quiet_lightning, unbroken_console
 from nayer_pl.errors import InputError, NayerError, Terminated, require
 from nayer_pl.files import cannot_write, write_durably
 from nayer_pl.loggers import AFTER_SIGTERM, Charts, close, sync_command
 from nayer_pl.machine import circumstances
+from nayer_pl.resuming.checkpoints import MAX_TIME, Checkpoints, out_of_time
+from nayer_pl.resuming.choice import check_same_run, find_checkpoint, finished
 from nayer_pl.run_dir import prepare_run_dir, remove_if_empty
 from nayer_pl.summary import print_summary, write_summary
 
@@ -54,17 +54,17 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    summary = resume.finished(cfg.run_dir) if cfg.resume or cfg.ckpt_path else None
+    summary = finished(cfg.run_dir) if cfg.resume or cfg.ckpt_path else None
     if summary is not None:
         name_classes(cfg)
-        resume.check_same_run(cfg)
+        check_same_run(cfg)
         log.info("'%s' holds a finished run; there is nothing to go on with.", cfg.run_dir)
         return summary, {}
-    checkpoint = resume.find_checkpoint(cfg.run_dir, cfg.resume, cfg.ckpt_path)
+    checkpoint = find_checkpoint(cfg.run_dir, cfg.resume, cfg.ckpt_path)
     prepare_run_dir(cfg.run_dir, again=cfg.resume == "auto" or checkpoint is not None)
     name_classes(cfg)
     if checkpoint is not None:
-        resume.check_same_run(cfg)
+        check_same_run(cfg)
         log.info("Going on from '%s'.", checkpoint)
     elif cfg.resume:
         log.info("There is no checkpoint in '%s' yet: a new run begins.", cfg.run_dir)
@@ -157,7 +157,7 @@ def train_missing_teacher(cfg: DictConfig) -> float:
     teacher, folder = cfg.teacher, Path(cfg.run_dir) / "teacher"
     wanted = cfg.train_missing_teacher and teacher.weights and teacher.trained_by
     if not wanted or "teacher" not in cfg.model or Path(teacher.weights).exists():
-        before = resume.finished(folder)  # this run was interrupted since
+        before = finished(folder)  # this run was interrupted since
         return before["seconds_training"] if before else 0.0
     log.info("The teacher's weights are not at '%s' yet: training it.", teacher.weights)
     overrides = [

@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Callback
 from scipy.spatial.distance import jensenshannon
 
 from nayer_pl import Augmentation, InputError
-from nayer_pl.callbacks import Checkpoints
 from nayer_pl.memory import SynthesisRound
 from nayer_pl.methods.deepinversion import (
     DeepInversion,
@@ -17,6 +16,7 @@ from nayer_pl.methods.deepinversion import (
     roll_and_mirror,
     total_variation,
 )
+from nayer_pl.resuming import Checkpoints
 from nayer_pl.streams import Purpose, stream_seed
 
 SHAPE = (1, 8, 8)

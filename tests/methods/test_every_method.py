@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from nayer_pl import build_classifier, callbacks, save_classifier
+from nayer_pl import build_classifier, resuming, save_classifier
 from nayer_pl.networks.weights import read_weights
 from nayer_pl.run import train
 
@@ -77,7 +77,7 @@ class StopHereError(Exception):
 def watched(monkeypatch):
     """Keeps every student as it was at the start, and can stop a run after so many items."""
 
-    class Witness(callbacks.Checkpoints):
+    class Witness(resuming.Checkpoints):
         first, items, last = {}, 0, None
 
         def on_train_start(self, trainer, method):
@@ -91,7 +91,7 @@ def watched(monkeypatch):
             if Witness.items == Witness.last:
                 raise StopHereError
 
-    monkeypatch.setattr(callbacks, "Checkpoints", Witness)
+    monkeypatch.setattr(resuming, "Checkpoints", Witness)
     return Witness
 
 

@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from nayer_pl import Augmentation, Generator, InputError
-from nayer_pl.callbacks import Checkpoints
 from nayer_pl.memory import SynthesisRound
 from nayer_pl.methods.fast import FastDFKD
+from nayer_pl.resuming import Checkpoints
 from nayer_pl.streams import Purpose, stream_seed
 
 SHAPE = (1, 8, 8)

@@ -1,6 +1,5 @@
-"""Pictures, clocks and files: everything optional, and off the path."""
+"""Pictures, clocks, progress bars and files: what looks on while a run goes its way."""
 
-from nayer_pl.callbacks.checkpoints import Checkpoints
 from nayer_pl.callbacks.curves import Curves
 from nayer_pl.callbacks.export import Export
 from nayer_pl.callbacks.progress import PhaseProgressBar
@@ -8,7 +7,6 @@ from nayer_pl.callbacks.samples import SampleGrid, sample_grid
 from nayer_pl.callbacks.timer import PhaseTimer
 
 __all__ = [
-    "Checkpoints",
     "Curves",
     "Export",
     "PhaseProgressBar",

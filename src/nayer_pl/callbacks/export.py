@@ -7,12 +7,12 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from nayer_pl import ranks
-from nayer_pl.checkpoint import fingerprint
 from nayer_pl.errors import InputError, require
 from nayer_pl.export import save_classifier
 from nayer_pl.files import cannot_write, check_folder, write_or_warn
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.weights import read_weights
+from nayer_pl.resuming.content import fingerprint
 
 
 class Export(Callback):

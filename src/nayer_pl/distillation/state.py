@@ -10,9 +10,9 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from nayer_pl import ranks
-from nayer_pl.checkpoint import Resumable, described, fingerprint, load_metric, metric_state
 from nayer_pl.memory.datamodule import SyntheticDataModule
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.resuming.content import Resumable, described, fingerprint, load_metric, metric_state
 from nayer_pl.streams import take_up
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nayer_pl.checkpoint import described, fingerprint
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.distillation.evaluation import Evaluation
 from nayer_pl.distillation.judging import Judging
@@ -17,6 +16,7 @@ from nayer_pl.distillation.results import measured
 from nayer_pl.errors import InputError, require
 from nayer_pl.methods.supervised import Supervised
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.resuming.content import described, fingerprint
 from nayer_pl.synthesis.losses import distillation_loss
 
 

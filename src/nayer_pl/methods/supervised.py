@@ -12,12 +12,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
 
 from nayer_pl import ranks
-from nayer_pl.checkpoint import Resumable, described, load_metric, metric_state
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.distillation.divergence import StudentWatch, gradient_norm
 from nayer_pl.distillation.results import measured
 from nayer_pl.errors import InputError, require
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.resuming.content import Resumable, described, load_metric, metric_state
 
 
 class Supervised(Resumable):

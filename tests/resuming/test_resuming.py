@@ -16,10 +16,11 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
 from nayer_pl import NAYER, Augmentation, BankOptions, InputError, RealDataModule, Supervised
-from nayer_pl.callbacks import Checkpoints, PhaseTimer, checkpoints
+from nayer_pl.callbacks import PhaseTimer
 from nayer_pl.data import ImageSet
 from nayer_pl.errors import Terminated
-from nayer_pl.resume import check_same_run, damage, find_checkpoint, finished
+from nayer_pl.resuming import Checkpoints, checkpoints
+from nayer_pl.resuming.choice import check_same_run, damage, find_checkpoint, finished
 
 SHAPE = (1, 8, 8)
 PLAN = {"rounds_per_epoch": 2}

@@ -14,10 +14,10 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from nayer_pl.callbacks.checkpoints import LAST, PREVIOUS
-from nayer_pl.checkpoint import KEY
 from nayer_pl.errors import InputError
 from nayer_pl.memory.segments import checked
+from nayer_pl.resuming.checkpoints import LAST, PREVIOUS
+from nayer_pl.resuming.content import KEY
 
 log = logging.getLogger(__name__)
 

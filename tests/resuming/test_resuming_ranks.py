@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from nayer_pl import build_classifier, save_classifier
-from nayer_pl.resume import damage
+from nayer_pl.resuming.choice import damage
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MOMENTS = "0", "4"  # between two rounds of the warm-up; between two steps of the student
 IMAGES, UPDATES = 5 * 12, 2 * 4  # of two_ranks.PLAN
 
