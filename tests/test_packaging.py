@@ -1,8 +1,11 @@
 """What an installation holds: everything that lies in the package, though ours is editable."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import nayer_pl
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "nayer_pl"
@@ -19,3 +22,7 @@ def test_every_file_that_is_no_code_is_declared():
     there = {path for path in PACKAGE.rglob("*") if path.is_file()}
     others = {p for p in there if p.suffix != ".py" and "__pycache__" not in p.parts}
     assert others == declared
+
+
+def test_the_package_knows_its_version():
+    assert nayer_pl.__version__ == version("nayer_pl")

@@ -41,6 +41,8 @@ from nayer_pl.synthesis import (
     TextEncoder,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CMI",
     "DAFL",
