@@ -7,7 +7,8 @@ from torch import nn
 
 from nayer_pl import networks
 from nayer_pl.networks import build_network
-from nayer_pl.networks.imagenet_resnet import Bottleneck, ImageNetResNet
+from nayer_pl.networks.imagenet_resnet import ImageNetResNet
+from nayer_pl.networks.residual import Bottleneck
 
 # At 1000 classes, of torchvision 0.29: parameters and 10^9 multiply-adds at 224 px from its
 # documentation; entries and digest of the state dict's keys and shapes from its source.

@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
 from nayer_pl import networks
-from nayer_pl.networks.resnet import BasicBlock, Bottleneck
+from nayer_pl.networks.residual import BasicBlock, Bottleneck
 from nayer_pl.networks.vgg import VGG
 from nayer_pl.networks.wrn import PreActivationBlock
 
@@ -150,7 +150,7 @@ def test_basic_block(width, stride):
             x = normalise(convolve(x, s["shortcut.0.weight"], stride), s, "shortcut.1")
         return relu(out + x)
 
-    compare(BasicBlock(4, width, stride), reference, 4)
+    compare(BasicBlock(4, width, stride, "shortcut"), reference, 4)
 
 
 @pytest.mark.parametrize(("channels", "stride"), [(4, 1), (12, 1), (12, 2)])
@@ -163,7 +163,7 @@ def test_bottleneck(channels, stride):
             x = normalise(convolve(x, s["shortcut.0.weight"], stride), s, "shortcut.1")
         return relu(out + x)
 
-    compare(Bottleneck(channels, 3, stride), reference, channels)
+    compare(Bottleneck(channels, 3, stride, "shortcut"), reference, channels)
 
 
 @pytest.mark.parametrize(("width", "stride"), [(4, 1), (6, 1), (6, 2)])

@@ -7,43 +7,14 @@ checkpoints' (`conv1`, `layer1.0.conv1`, `layer2.0.downsample.0`, `fc`), so that
 unchanged.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nayer_pl.networks.architecture import architecture
+from nayer_pl.networks.residual import BasicBlock, ResidualNetwork
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
-
-    expansion = 1
-
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = downsample(in_channels, width, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] -> [B, width, H / stride, W / stride]."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + self.downsample(x))
-
-
-def downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """The shortcut: a 1x1 convolution with BatchNorm, or nothing where the shape stays."""
-    if stride == 1 and in_channels == out_channels:
-        return nn.Sequential()
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-    )
-
-
-class CifarResNet(nn.Module):
+class CifarResNet(ResidualNetwork):
     """ResNet-depth: a 3x3 stem, three stages of (depth - 2) / 6 blocks, pooling, linear.
 
     Args:
@@ -58,19 +29,13 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        for stage in (1, 2, 3):
-            width_in, width = widths[stage - 1 : stage + 1]
-            blocks = [BasicBlock(width_in, width, stride=1 if stage == 1 else 2)]
-            blocks += [BasicBlock(width, width, stride=1) for _ in range((depth - 2) // 6 - 1)]
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(widths[3], num_classes)
+        depths = 3 * [(depth - 2) // 6]
+        width = self.add_stages(BasicBlock, depths, widths[1:], widths[0])
+        self.fc = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] -> logits [B, num_classes]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        for stage in (1, 2, 3):
-            x = self.get_submodule(f"layer{stage}")(x)
-        return self.fc(torch.mean(x, dim=(2, 3)))
+        return self.fc(self.features(F.relu(self.bn1(self.conv1(x)))))
 
 
 @architecture
