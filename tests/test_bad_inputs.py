@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nayer_pl import Classifier, InputError, TextEncoder, save_classifier
-from nayer_pl.methods import DataFreeDistillation, Supervised
+from nayer_pl.distillation import DataFreeDistillation
+from nayer_pl.methods import Supervised
 from nayer_pl.networks import wrn16_1
 from nayer_pl.run import name_classes, train
 

@@ -60,7 +60,9 @@ def test_a_log_message_does_not_stick_to_a_progress_bar(capsys):
     assert drawn.rpartition("ended")[2].lstrip().startswith("bar:  50%")  # it is drawn again
 
 
-def test_bars_of_other_libraries_stay_out_of_log_files():
+def test_bars_of_other_libraries_stay_out_of_log_files(monkeypatch):
+    for library in ("HF_HUB", "HF_DATASETS"):
+        monkeypatch.delenv(f"{library}_DISABLE_PROGRESS_BARS", raising=False)
     libraries = ("transformers.utils.logging", "huggingface_hub.utils", "datasets.utils")
     bars = "\n".join(f"from {name} import tqdm; list(tqdm(range(3)))" for name in libraries)
     quiet = "from nayer_pl.console import quiet_lightning; quiet_lightning()"
