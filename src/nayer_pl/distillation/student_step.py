@@ -24,6 +24,9 @@ class Distilling(Judging, DistillationState):
     See `DataFreeDistillation` for the arguments.
     """
 
+    nesterov = False
+    """Whether the student's momentum is Nesterov's."""
+
     def __init__(
         self,
         temperature: float,
@@ -66,6 +69,7 @@ class Distilling(Judging, DistillationState):
             lr=self.learning_rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
             fused=True,
         )
 

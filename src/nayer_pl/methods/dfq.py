@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import SGD, Optimizer
 
 from nayer_pl.distillation.descent import descend
 from nayer_pl.distillation.inversion import ask_for_statistics
@@ -49,6 +48,8 @@ class DFQ(OnlineDistillation):
     Raises:
         InputError: the teacher has no BatchNorm statistics to match.
     """
+
+    nesterov = True
 
     def __init__(
         self,
@@ -116,17 +117,6 @@ class DFQ(OnlineDistillation):
             terms["divergence"] = divergence(self.student(images), logits).mean()
             loss = loss - self.adv_weight * terms["divergence"]
         return {"loss": loss, **terms}
-
-    def student_optimizer(self) -> Optimizer:
-        """SGD with Nesterov's momentum."""
-        return SGD(
-            self.student.parameters(),
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=True,
-            fused=True,
-        )
 
 
 class GaussianMatching(StatisticsMatching):
