@@ -182,9 +182,10 @@ def test_in_warm_up_the_generator_learns_the_statistics_and_the_student_waits(df
     assert method.student_updates == 3
 
 
-def test_students_first_step_is_nesterovs(dfq, tiny_data, fit):
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_students_first_step_is_nesterovs(dfq, tiny_data, fit, momentum):
     """p - lr (1 + momentum) (gradient + decay p), from the loss written out."""
-    method = dfq(weight_decay=0.01, learning_rate=0.05)
+    method = dfq(weight_decay=0.01, learning_rate=0.05, momentum=momentum)
     twin, seen = copy.deepcopy(method.student).train(), []
     learn = method.student_loss
     method.student_loss = lambda images: seen.append(images.clone()) or learn(images)
@@ -193,7 +194,7 @@ def test_students_first_step_is_nesterovs(dfq, tiny_data, fit):
     loss = kl(method.teacher(seen[0]), twin(seen[0])).mean()
     grads = torch.autograd.grad(loss, list(twin.parameters()))
     for p, grad, found in zip(twin.parameters(), grads, method.student.parameters(), strict=True):
-        expected = p - 0.05 * 1.9 * (grad + 0.01 * p)
+        expected = p - 0.05 * (1 + momentum) * (grad + 0.01 * p)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -69,7 +69,7 @@ class Distilling(Judging, DistillationState):
             lr=self.learning_rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
+            nesterov=self.nesterov and self.momentum > 0,  # without any it is plain SGD
             fused=True,
         )
 
