@@ -15,10 +15,10 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> float | None:
     """Run one job; a sweeper gets the value of `objective`."""
     # Imported late, so that a mistyped option is answered at once.
+    from nayer_pl.app.multirun import check_start, isolated, objective
+    from nayer_pl.app.resume import run_of
+    from nayer_pl.app.train import train
     from nayer_pl.errors import NayerError, Terminated
-    from nayer_pl.jobs import check_start, isolated, objective
-    from nayer_pl.resuming.choice import run_of
-    from nayer_pl.run import train
 
     job = HydraConfig.get()
     sweeping = job.mode == RunMode.MULTIRUN

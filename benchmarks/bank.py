@@ -26,7 +26,7 @@ from published import PngBank
 from torch import Tensor
 
 from nayer_pl import Augmentation, MemoryBank
-from nayer_pl.memory.segments import Segments
+from nayer_pl.bank.files import Segments
 
 SHAPE, BATCH, ROUND = (3, 32, 32), 128, 400
 SIZES = (4_000, 40_000, 320_000)

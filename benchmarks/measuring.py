@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nayer_pl.machine import circumstances
+from nayer_pl.app.machine import circumstances
 
 ROOT = Path(__file__).resolve().parents[1]
 

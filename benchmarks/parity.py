@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nayer_pl import fastest_precision
-from nayer_pl.run import train
+from nayer_pl.app.train import train
+from nayer_pl.losses.batchnorm import ChannelMoments
 from nayer_pl.synthesis.generators import UpsampledConv
-from nayer_pl.synthesis.statistics import ChannelMoments
 
 
 @contextlib.contextmanager

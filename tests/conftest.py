@@ -185,7 +185,7 @@ def type_command(
     ) -> tuple[int, str]:
         if training is not None:
             train = lambda cfg: ({"student_accuracy": training(cfg)}, {})  # noqa: E731
-            monkeypatch.setattr("nayer_pl.run.train", train)
+            monkeypatch.setattr("nayer_pl.app.train.train", train)
         monkeypatch.setattr("sys.argv", ["train.py", *arguments])
         status, last = 0, ""
         try:

@@ -19,7 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from nayer_pl.run import train
+from nayer_pl.app.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 900  # seconds for a run: only one that hangs takes that long, on any machine

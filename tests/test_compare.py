@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from nayer_pl.build import build
+from nayer_pl.app.instantiate import build
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 METHODS = {path.stem for path in (CONF / "model").glob("*.yaml")} - {"supervised"}

@@ -8,8 +8,8 @@ import torch
 from lightning import seed_everything
 
 from nayer_pl import Augmentation, RealDataModule, Supervised
+from nayer_pl.callbacks.metrics_file import MetricsFile
 from nayer_pl.data import ImageSet
-from nayer_pl.metrics_file import MetricsFile
 
 
 class Source:

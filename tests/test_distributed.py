@@ -27,7 +27,7 @@ from nayer_pl import (
     load_classifier,
     save_classifier,
 )
-from nayer_pl.memory.bank import read_bank
+from nayer_pl.bank.bank import read_bank
 from nayer_pl.networks.weights import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,10 +26,10 @@ from nayer_pl import (
     load_classifier,
     load_teacher,
 )
-from nayer_pl.memory.bank import read_bank
-from nayer_pl.memory.segments import Segments
+from nayer_pl.app.resume import find_checkpoint
+from nayer_pl.bank.bank import read_bank
+from nayer_pl.bank.files import Segments
 from nayer_pl.networks import from_timm, from_transformers
-from nayer_pl.resuming.choice import find_checkpoint
 
 WRN = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 10, "channels": 1}
 

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nayer_pl import Augmentation
+from nayer_pl.bank import DistillationBatch, SynthesisRound
 from nayer_pl.callbacks import PhaseProgressBar
-from nayer_pl.memory import DistillationBatch, SynthesisRound
 
 STEPS, UPDATES, EVERY = 4, 12, 5  # of a round; of an epoch; between two reports
 PLAN = {"epochs": 2, "warmup_epochs": 1, "warmup_rounds": 2, "kd_steps": UPDATES}

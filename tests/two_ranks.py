@@ -29,9 +29,9 @@ from nayer_pl import (
     Supervised,
     SyntheticDataModule,
 )
+from nayer_pl.bank import DistillationBatch, SynthesisRound
 from nayer_pl.callbacks import Export
 from nayer_pl.data import ImageSet
-from nayer_pl.memory import DistillationBatch, SynthesisRound
 
 NODES = torch.distributed.is_torchelastic_launched()
 RANK = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))

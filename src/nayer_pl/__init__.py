@@ -1,6 +1,6 @@
 """Data-free knowledge distillation in PyTorch Lightning."""
 
-from nayer_pl.augmentation import Augmentation
+from nayer_pl.bank import BankOptions, MemoryBank, Plan, SyntheticDataModule
 from nayer_pl.data import (
     Digits,
     FolderImages,
@@ -16,8 +16,6 @@ from nayer_pl.distillation import (
     descend,
 )
 from nayer_pl.errors import DivergenceError, InputError, NayerError
-from nayer_pl.export import load_classifier, save_classifier
-from nayer_pl.memory import BankOptions, MemoryBank, Plan, SyntheticDataModule
 from nayer_pl.methods import (
     CMI,
     DAFL,
@@ -31,7 +29,8 @@ from nayer_pl.methods import (
     Supervised,
 )
 from nayer_pl.networks import Classifier, build_classifier, load_teacher
-from nayer_pl.precision import fastest_precision
+from nayer_pl.networks.pretrained import load_classifier, save_classifier
+from nayer_pl.runtime.precision import fastest_precision
 from nayer_pl.synthesis import (
     DeepGenerator,
     EmbeddingFile,
@@ -40,6 +39,7 @@ from nayer_pl.synthesis import (
     NoisyLayer,
     TextEncoder,
 )
+from nayer_pl.synthesis.augmentation import Augmentation
 
 __version__ = "0.1.0"
 

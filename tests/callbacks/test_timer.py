@@ -7,9 +7,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from nayer_pl.bank.plan import DistillationBatch, SynthesisRound
 from nayer_pl.callbacks import PhaseTimer
 from nayer_pl.callbacks import timer as timer_module
-from nayer_pl.memory.plan import DistillationBatch, SynthesisRound
 
 MODULE = SimpleNamespace(device=torch.device("cpu"))
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from nayer_pl import Classifier, DivergenceError, InputError
-from nayer_pl.memory import DistillationBatch, SynthesisRound
+from nayer_pl.bank import DistillationBatch, SynthesisRound
 
 
 def test_teacher_is_bit_for_bit_unchanged_and_the_student_is_not(tiny_method, tiny_data, fit):

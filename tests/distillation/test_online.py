@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from nayer_pl import BankOptions
+from nayer_pl.bank import SynthesisRound
 from nayer_pl.distillation.online import OnlineDistillation
-from nayer_pl.memory import SynthesisRound
 
 SHAPE = (1, 8, 8)
 PLAN = {

@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from nayer_pl import Augmentation, Classifier, Generator, InputError
+from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.methods.cmi import CMI
 from nayer_pl.networks import wrn16_1
-from nayer_pl.resuming import Checkpoints
 from nayer_pl.synthesis.contrast import random_part
 
 SHAPE = (1, 8, 8)

@@ -9,10 +9,10 @@ from torch import nn
 from torch.distributions import Categorical
 
 from nayer_pl import BankOptions, Classifier, InputError, networks
-from nayer_pl.memory.epoch import EpochPlan
+from nayer_pl.app.train import build
+from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.methods.dafl import DAFL, activation_loss, last_linear, onehot_loss
 from nayer_pl.networks.watching import layer_inputs
-from nayer_pl.run import build
 
 SHAPE = (1, 8, 8)
 PLAN = {

@@ -9,15 +9,15 @@ from lightning.pytorch.callbacks import Callback
 from scipy.spatial.distance import jensenshannon
 
 from nayer_pl import Augmentation, InputError
-from nayer_pl.memory import SynthesisRound
+from nayer_pl.bank import SynthesisRound
+from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.methods.deepinversion import (
     DeepInversion,
     jensen_shannon,
     roll_and_mirror,
     total_variation,
 )
-from nayer_pl.resuming import Checkpoints
-from nayer_pl.streams import Purpose, stream_seed
+from nayer_pl.runtime.rng import Purpose, stream_seed
 
 SHAPE = (1, 8, 8)
 

@@ -7,10 +7,10 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import SGD
 
 from nayer_pl import BankOptions
-from nayer_pl.memory import SynthesisRound
-from nayer_pl.memory.epoch import EpochPlan
+from nayer_pl.app.train import build
+from nayer_pl.bank import SynthesisRound
+from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.methods.dfad import DFAD
-from nayer_pl.run import build
 
 SHAPE = (1, 8, 8)
 TURNS, STEPS = 2, 5

@@ -8,10 +8,10 @@ from torch import nn
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from nayer_pl import BankOptions, InputError
-from nayer_pl.memory import SynthesisRound
-from nayer_pl.memory.epoch import EpochPlan
+from nayer_pl.app.train import build
+from nayer_pl.bank import SynthesisRound
+from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.methods.dfq import DFQ, GaussianMatching, entropy_loss, gaussian_divergence
-from nayer_pl.run import build
 
 SHAPE = (1, 8, 8)
 PLAN = {

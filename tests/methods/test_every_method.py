@@ -14,8 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nayer_pl import build_classifier, resuming, save_classifier
+from nayer_pl.app.train import train
 from nayer_pl.networks.weights import read_weights
-from nayer_pl.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = {"supervised", "kd", "scratch"}  # these learn from real images

@@ -9,10 +9,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from nayer_pl import Augmentation, Generator, InputError
-from nayer_pl.memory import SynthesisRound
+from nayer_pl.bank import SynthesisRound
+from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.methods.fast import FastDFKD
-from nayer_pl.resuming import Checkpoints
-from nayer_pl.streams import Purpose, stream_seed
+from nayer_pl.runtime.rng import Purpose, stream_seed
 
 SHAPE = (1, 8, 8)
 ROUNDS = {"warmup_rounds": 6}

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from nayer_pl import CMI, NAYER, Augmentation, DivergenceError, InputError, LabelText
-from nayer_pl.memory import SynthesisRound
+from nayer_pl.bank import SynthesisRound
 
 
 class Spy(Callback):

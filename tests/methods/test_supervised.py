@@ -3,8 +3,8 @@ import torch
 from lightning import Trainer
 
 from nayer_pl import Classifier, DivergenceError, InputError, RealDataModule, Supervised
+from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.data import ImageSet
-from nayer_pl.resuming import Checkpoints
 
 
 class Stripes:

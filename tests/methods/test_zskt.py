@@ -9,10 +9,10 @@ from torch import nn
 from torch.optim import Adam
 
 from nayer_pl import BankOptions, Classifier, InputError, networks
-from nayer_pl.memory import SynthesisRound
-from nayer_pl.memory.epoch import EpochPlan
+from nayer_pl.app.train import build
+from nayer_pl.bank import SynthesisRound
+from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.methods.zskt import ZSKT, attention, attention_loss, last_layers
-from nayer_pl.run import build
 
 SHAPE = (1, 8, 8)
 TURNS, STEPS = 2, 10

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from nayer_pl import InputError, load_classifier, save_classifier
-from nayer_pl.run import build
+from nayer_pl.app.train import build
 
 PACKAGE = """
 import torch

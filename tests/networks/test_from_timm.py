@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from nayer_pl import Classifier, InputError, load_classifier, save_classifier
+from nayer_pl.app.train import build
 from nayer_pl.networks import from_timm
-from nayer_pl.run import build
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 CFGS = {

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nayer_pl import InputError
-from nayer_pl.run import build
+from nayer_pl.app.train import build
 
 HUBCONF = """
 from pathlib import Path

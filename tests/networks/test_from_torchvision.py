@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nayer_pl import Classifier, InputError, load_classifier, save_classifier
-from nayer_pl.run import build
+from nayer_pl.app.train import build
 
 # Two sets of weights with two normalisations, of ten classes.
 NORMALISATION = {

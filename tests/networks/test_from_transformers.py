@@ -7,7 +7,7 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 
 from nayer_pl import InputError, load_classifier, save_classifier
-from nayer_pl.run import build
+from nayer_pl.app.train import build
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 PROCESSOR = {"do_normalize": True, "image_mean": MEAN, "image_std": STD}

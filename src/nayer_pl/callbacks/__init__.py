@@ -1,5 +1,6 @@
 """Pictures, clocks, progress bars and files: what looks on while a run goes its way."""
 
+from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.callbacks.curves import Curves
 from nayer_pl.callbacks.export import Export
 from nayer_pl.callbacks.progress import PhaseProgressBar
@@ -7,6 +8,7 @@ from nayer_pl.callbacks.samples import SampleGrid, sample_grid
 from nayer_pl.callbacks.timer import PhaseTimer
 
 __all__ = [
+    "Checkpoints",
     "Curves",
     "Export",
     "PhaseProgressBar",

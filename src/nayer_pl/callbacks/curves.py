@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nayer_pl.files import write_or_warn
+from nayer_pl.runtime.files import write_or_warn
 
 Row = dict[str, str]
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from nayer_pl import ranks
+from nayer_pl.distillation.rank_state import fingerprint
 from nayer_pl.errors import InputError, require
-from nayer_pl.export import save_classifier
-from nayer_pl.files import cannot_write, check_folder, write_or_warn
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.pretrained import save_classifier
 from nayer_pl.networks.weights import read_weights
-from nayer_pl.resuming.content import fingerprint
+from nayer_pl.runtime import distributed
+from nayer_pl.runtime.files import cannot_write, check_folder, write_or_warn
 
 
 class Export(Callback):
@@ -51,7 +51,7 @@ class Export(Callback):
         """
         if stage == "fit":
             trouble = self._obstacle() if trainer.is_global_zero else None
-            trouble = ranks.first_of_all(trouble)
+            trouble = distributed.first_of_all(trouble)
             if trouble is not None:
                 raise InputError(
                     f"{trouble}, or write elsewhere with export.path=PATH (for a teacher: "
@@ -82,7 +82,7 @@ class Export(Callback):
             InputError: the file cannot be written, on all ranks; the message says what is left.
         """
         trouble = self._write(trainer, pl_module) if trainer.is_global_zero else None
-        trouble = ranks.first_of_all(trouble)
+        trouble = distributed.first_of_all(trouble)
         if trouble is not None:
             raise InputError(trouble)
 

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from nayer_pl.memory.plan import SynthesisRound
+from nayer_pl.bank.plan import SynthesisRound
 
 MINUTE = 60.0
 

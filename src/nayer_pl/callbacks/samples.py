@@ -10,9 +10,9 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image, ImageDraw, ImageFont
 
-from nayer_pl.files import write_or_warn
-from nayer_pl.memory.bank import MemoryBank
-from nayer_pl.memory.datamodule import SyntheticDataModule
+from nayer_pl.bank.bank import MemoryBank
+from nayer_pl.bank.datamodule import SyntheticDataModule
+from nayer_pl.runtime.files import write_or_warn
 
 
 def sample_grid(

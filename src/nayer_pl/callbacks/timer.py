@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from nayer_pl import ranks
-from nayer_pl.memory.plan import DistillationBatch, SynthesisRound
+from nayer_pl.bank.plan import DistillationBatch, SynthesisRound
+from nayer_pl.runtime import distributed
 
 
 class PhaseTimer(Callback):
@@ -40,7 +40,7 @@ class PhaseTimer(Callback):
     ) -> None:
         """Save what all ranks have counted; called on all of them."""
         self._stop(pl_module)
-        images = {phase: ranks.total(n, pl_module.device) for phase, n in self.images.items()}
+        images = {phase: distributed.total(n, pl_module.device) for phase, n in self.images.items()}
         checkpoint["phases"] = {"seconds": dict(self.seconds), "images": images}
 
     def on_load_checkpoint(
@@ -84,7 +84,7 @@ class PhaseTimer(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the images of all ranks: they were made and used in the same seconds."""
         for phase, images in self.images.items():
-            self.images[phase] = int(ranks.total(images, pl_module.device))
+            self.images[phase] = int(distributed.total(images, pl_module.device))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluation is not part of any phase."""
@@ -102,7 +102,7 @@ class PhaseTimer(Callback):
         spent = {f"time/{phase}": seconds for phase, seconds in self.seconds.items() if seconds}
         if hasattr(pl_module, "synthesis_steps"):
             steps: int = pl_module.synthesis_steps  # type: ignore[assignment]
-            spent["synthesis/steps"] = ranks.total(steps, pl_module.device)
+            spent["synthesis/steps"] = distributed.total(steps, pl_module.device)
         for logger in trainer.loggers:
             logger.log_metrics({**spent, "student_updates": updates}, updates)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nayer_pl.data.images import Images
 from nayer_pl.errors import InputError
-from nayer_pl.streams import Purpose, stream_seed
+from nayer_pl.runtime.rng import Purpose, stream_seed
 
 
 class Batches:

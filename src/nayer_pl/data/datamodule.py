@@ -7,12 +7,12 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from nayer_pl import ranks
-from nayer_pl.augmentation import Augmentation
 from nayer_pl.data.batches import Batches
 from nayer_pl.data.images import Images, ImageSource, Split, open_split
 from nayer_pl.errors import require
-from nayer_pl.streams import Purpose, stream_seed, take_up
+from nayer_pl.runtime import distributed
+from nayer_pl.runtime.rng import Purpose, stream_seed, take_up
+from nayer_pl.synthesis.augmentation import Augmentation
 
 
 class RealDataModule(LightningDataModule):
@@ -60,7 +60,7 @@ class RealDataModule(LightningDataModule):
             InputError: the batch cannot be shared out among the ranks, or a split is not usable.
         """
         if stage == "fit":
-            ranks.check_batch_size(self.batch_size, self._rank()[1])
+            distributed.check_batch_size(self.batch_size, self._rank()[1])
             if self.trainer is not None:
                 # Every epoch has an order of its own: the trainer must ask every time.
                 self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
@@ -112,7 +112,7 @@ class RealDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The random stream of every rank; called on all of them."""
-        return {"ranks": ranks.gather(None if self._rng is None else self._rng.get_state())}
+        return {"ranks": distributed.gather(None if self._rng is None else self._rng.get_state())}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on with the stream of this rank, if it was there."""

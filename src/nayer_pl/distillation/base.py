@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from nayer_pl import ranks
+from nayer_pl.bank.datamodule import SyntheticDataModule
+from nayer_pl.bank.plan import SynthesisRound, WorkItem
 from nayer_pl.distillation.collapse import CollapseWatch
 from nayer_pl.distillation.divergence import not_finite
 from nayer_pl.distillation.evaluation import Evaluation
 from nayer_pl.distillation.results import sum_up
 from nayer_pl.distillation.student_step import Distilling
 from nayer_pl.errors import DivergenceError, InputError, require
-from nayer_pl.memory.datamodule import SyntheticDataModule
-from nayer_pl.memory.plan import SynthesisRound, WorkItem
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
-from nayer_pl.streams import Purpose, stream_seed
+from nayer_pl.runtime import distributed
+from nayer_pl.runtime.rng import Purpose, stream_seed
 
 
 class DataFreeDistillation(Distilling, ABC):
@@ -111,10 +111,10 @@ class DataFreeDistillation(Distilling, ABC):
 
     def _synthesis_round(self, item: SynthesisRound) -> None:
         trouble = self._fill_bank(item) if len(item.targets) else None
-        trouble = ranks.first_of_all(trouble)  # or the other ranks would wait for this one
+        trouble = distributed.first_of_all(trouble)  # or the other ranks would wait for this one
         if trouble is not None:
             raise DivergenceError(trouble)
-        ranks.level(self.trainer)
+        distributed.level(self.trainer)
 
     def _fill_bank(self, item: SynthesisRound) -> str | None:
         """Bank the images of one round; or say why they are not fit for it."""
@@ -155,14 +155,14 @@ class DataFreeDistillation(Distilling, ABC):
 
     def setup(self, stage: str) -> None:
         """Choose the faster layout for convolutions, and let DDP see the student only."""
-        ranks.check_strategy(self.trainer)
-        ranks.check_norms(self.trainer, self)
+        distributed.check_strategy(self.trainer)
+        distributed.check_norms(self.trainer, self)
         if stage == "fit":
             epochs, planned = self.trainer.max_epochs or 0, self.datamodule.max_epochs
             wanted = f"from 1 to the plan's {planned}, as Trainer(max_epochs=plan.max_epochs)"
             require(0 < epochs <= planned, "trainer.max_epochs", wanted, epochs)
         self.to(memory_format=torch.channels_last)
-        ranks.share_only(self, "student")
+        distributed.share_only(self, "student")
         seed = stream_seed(self.seed, self.global_rank, Purpose.NOISE)
         device = self.trainer.strategy.root_device  # where this module is going to be
         self.rng = torch.Generator(device).manual_seed(seed)
@@ -195,7 +195,7 @@ class DataFreeDistillation(Distilling, ABC):
     def on_train_epoch_end(self) -> None:
         """Leave a checked student, the same on every rank, to checkpoints; move the schedule."""
         self.report_kd_loss()
-        ranks.average_statistics(self.student)
+        distributed.average_statistics(self.student)
         if not self.datamodule.plan.is_warm_up(self.current_epoch):
             self.lr_schedulers().step()  # type: ignore[union-attr]
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from torch import Tensor
 
-from nayer_pl.augmentation import Augmentation
 from nayer_pl.distillation.base import DataFreeDistillation
 from nayer_pl.errors import InputError, require, require_not_negative
+from nayer_pl.losses.batchnorm import StatisticsMatching
+from nayer_pl.losses.functional import adversarial_loss, label_loss
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.synthesis.losses import adversarial_loss, label_loss
-from nayer_pl.synthesis.statistics import StatisticsMatching
+from nayer_pl.synthesis.augmentation import Augmentation
 
 
 class InversionDistillation(DataFreeDistillation):

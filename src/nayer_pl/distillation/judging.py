@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nayer_pl import ranks
 from nayer_pl.distillation.evaluation import Evaluation, stop_at_chance
 from nayer_pl.distillation.reporting import Reporting
 from nayer_pl.distillation.taught import Taught
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.runtime import distributed
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Judging(Taught, Reporting):
         """Judge the student that all ranks have in common."""
         if not self.evaluation.asked:  # trainer.validate, without a fit before it
             self.examine()
-        ranks.average_statistics(self.student)
+        distributed.average_statistics(self.student)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], i: int) -> None:
         """Compare the student with the labels and with the teacher."""

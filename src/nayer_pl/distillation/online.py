@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
+from nayer_pl.bank.plan import DistillationBatch
 from nayer_pl.distillation.base import DataFreeDistillation
 from nayer_pl.distillation.descent import descend
 from nayer_pl.errors import require, require_not_negative
-from nayer_pl.memory.plan import DistillationBatch
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.generators import Generator
 

@@ -9,11 +9,17 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from nayer_pl import ranks
-from nayer_pl.memory.datamodule import SyntheticDataModule
+from nayer_pl.bank.datamodule import SyntheticDataModule
+from nayer_pl.distillation.rank_state import (
+    Resumable,
+    described,
+    fingerprint,
+    load_metric,
+    metric_state,
+)
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.resuming.content import Resumable, described, fingerprint, load_metric, metric_state
-from nayer_pl.streams import take_up
+from nayer_pl.runtime import distributed
+from nayer_pl.runtime.rng import take_up
 
 
 class DistillationState(Resumable, ABC):
@@ -94,7 +100,7 @@ class DistillationState(Resumable, ABC):
         state = checkpoint["state_dict"]
         for key in [key for key in state if not key.startswith("student.")]:
             del state[key]
-        with ranks.averaged_statistics(self.student):  # for now: saving must not change a run
+        with distributed.averaged_statistics(self.student):  # for now: saving must not change a run
             for name, buffer in self.student.named_buffers(prefix="student"):
                 if name in state:  # not the normalisation
                     state[name] = buffer.clone()

@@ -10,12 +10,12 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchmetrics import MeanMetric
 
+from nayer_pl.bank.plan import DistillationBatch
 from nayer_pl.distillation.divergence import StudentWatch, gradient_norm
 from nayer_pl.distillation.judging import Judging
 from nayer_pl.distillation.state import DistillationState
 from nayer_pl.errors import DivergenceError, require
-from nayer_pl.memory.plan import DistillationBatch
-from nayer_pl.synthesis.losses import distillation_loss
+from nayer_pl.losses.functional import distillation_loss
 
 
 class Distilling(Judging, DistillationState):

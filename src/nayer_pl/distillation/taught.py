@@ -9,7 +9,7 @@ from torch import Tensor
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.folding import folded
 from nayer_pl.networks.teacher import check_apart
-from nayer_pl.precision import fused_dtype
+from nayer_pl.runtime.precision import fused_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from nayer_pl.distillation.online import OnlineDistillation, stepping_down
 from nayer_pl.errors import InputError, require_not_negative
+from nayer_pl.losses.functional import balance_loss, label_loss
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
 from nayer_pl.networks.watching import layer_inputs
-from nayer_pl.synthesis.losses import balance_loss, label_loss
 
 
 class DAFL(OnlineDistillation):

@@ -14,9 +14,9 @@ from nayer_pl.distillation.descent import descend
 from nayer_pl.distillation.inversion import ask_for_statistics
 from nayer_pl.distillation.online import OnlineDistillation
 from nayer_pl.errors import require_not_negative
+from nayer_pl.losses.batchnorm import StatisticsMatching
+from nayer_pl.losses.functional import balance_loss, divergence
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.synthesis.losses import balance_loss, divergence
-from nayer_pl.synthesis.statistics import StatisticsMatching
 
 
 class DFQ(OnlineDistillation):

@@ -11,13 +11,13 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
 
-from nayer_pl import ranks
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.distillation.divergence import StudentWatch, gradient_norm
+from nayer_pl.distillation.rank_state import Resumable, described, load_metric, metric_state
 from nayer_pl.distillation.results import measured
 from nayer_pl.errors import InputError, require
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.resuming.content import Resumable, described, load_metric, metric_state
+from nayer_pl.runtime import distributed
 
 
 class Supervised(Resumable):
@@ -100,7 +100,7 @@ class Supervised(Resumable):
 
     def on_validation_start(self) -> None:
         """Judge the network that all ranks have in common, which is the one that is exported."""
-        ranks.average_statistics(self.network)
+        distributed.average_statistics(self.network)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         """Count right answers."""

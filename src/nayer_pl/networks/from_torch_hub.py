@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nayer_pl.errors import InputError
-from nayer_pl.libraries import explained
+from nayer_pl.runtime.libraries import explained
 
 
 # Not an @architecture: it runs the repository's code, which no file may ask for.

@@ -3,9 +3,9 @@
 from torch import nn
 
 from nayer_pl.errors import InputError
-from nayer_pl.libraries import explained, optional, tensors_only
 from nayer_pl.networks.architecture import architecture
 from nayer_pl.networks.outside import carry_normalisation, needs_name, refuse_misfit
+from nayer_pl.runtime.libraries import explained, optional, tensors_only
 
 
 @architecture

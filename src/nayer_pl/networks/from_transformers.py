@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from nayer_pl.errors import InputError
-from nayer_pl.libraries import explained, tensors_only
 from nayer_pl.networks.outside import carry_normalisation, needs_name, refuse_misfit
+from nayer_pl.runtime.libraries import explained, tensors_only
 
 
 # Not an @architecture: to rebuild it, the folder or the Hub must be read once more, and a file must

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nayer_pl.errors import InputError
-from nayer_pl.files import write_durably
+from nayer_pl.runtime.files import write_durably
 
 
 def read_weights(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from nayer_pl.errors import InputError, NayerError
-from nayer_pl.files import cannot_write, write_durably
 from nayer_pl.report import curves, pictures
 from nayer_pl.report.columns import figures
 from nayer_pl.report.find import find_runs
@@ -20,6 +19,7 @@ from nayer_pl.report.online import fetch_runs
 from nayer_pl.report.page import page
 from nayer_pl.report.run import LeftOut, Run
 from nayer_pl.report.table import markdown
+from nayer_pl.runtime.files import cannot_write, write_durably
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,11 +1,11 @@
 """What makes an image and what judges it; pure torch."""
 
+from nayer_pl.losses.batchnorm import StatisticsMatching
+from nayer_pl.losses.functional import adversarial_loss, distillation_loss, label_loss
 from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning
 from nayer_pl.synthesis.generators import DeepGenerator, Generator
 from nayer_pl.synthesis.label_text import EmbeddingFile, LabelText
-from nayer_pl.synthesis.losses import adversarial_loss, distillation_loss, label_loss
 from nayer_pl.synthesis.noisy_layer import NoisyLayer
-from nayer_pl.synthesis.statistics import StatisticsMatching
 from nayer_pl.synthesis.text_encoder import TextEncoder
 
 __all__ = [

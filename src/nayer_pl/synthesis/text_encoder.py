@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nayer_pl.errors import InputError, require
-from nayer_pl.files import cannot_write, write_durably
-from nayer_pl.libraries import explained, tensors_only
+from nayer_pl.runtime.files import cannot_write, write_durably
+from nayer_pl.runtime.libraries import explained, tensors_only
 
 log = logging.getLogger(__name__)
 

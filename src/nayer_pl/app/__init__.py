@@ -1,0 +1,1 @@
+"""The application: Hydra, run directories, signals, sweeps and exit codes."""

@@ -1,0 +1,1 @@
+"""Every loss: tensors in, a scalar out."""

@@ -1,0 +1,1 @@
+"""Ground for every room: files, random streams, processes, precision, other libraries."""

@@ -1,0 +1,108 @@
+"""Every file of conf/experiment, for one short epoch on stand-in data."""
+
+import enum
+import re
+import sys
+import types
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from nayer_pl import networks, save_classifier
+from nayer_pl.app.instantiate import build
+from nayer_pl.app.train import train
+from nayer_pl.networks import Classifier, build_network
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+# Each of their kinds has another that is quicker.
+LARGE = "_(resnet34|vgg11|wrn40_2)_|_resnet50_(resnet50|mobilenetv2)"
+EXPERIMENTS = [
+    pytest.param(
+        path.stem,
+        marks=pytest.mark.slow if re.search(LARGE, path.stem) else (),
+    )
+    for path in sorted((CONF / "experiment").glob("*.yaml"))
+]
+# Less of everything, but the experiment's own networks, data set, losses and order of work.
+SHORT = [
+    "plan.epochs=1", "plan.warmup_epochs=0", "plan.rounds_per_epoch=1", "plan.kd_steps=1",
+    "plan.round_size=4", "plan.batch_size=4", "plan.partial_rounds=true", "model.generator_steps=1",
+    "model.check_teacher=false", "train_missing_teacher=false", "text_encoder=file",
+    "trainer.accelerator=cpu", "logger=csv", "callbacks={progress:null}",
+]  # fmt: skip
+
+
+@pytest.fixture
+def stand_in_set(tmp_path):
+    """A data set folder in Hugging Face's layout: four pictures of one split."""
+
+    def make(split, size, labels):
+        rng = np.random.default_rng(0)
+        pictures = [
+            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in labels
+        ]
+        folder = tmp_path / "set" / "data"
+        folder.mkdir(parents=True)
+        rows = datasets.Dataset.from_dict({"image": pictures, "label": labels})
+        rows.cast_column("image", datasets.Image()).to_parquet(folder / f"{split}-0.parquet")
+        return folder.parent
+
+    return make
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    """torchvision as far as an ImageNet teacher needs it, with our own ResNet-50 inside."""
+
+    class Weights(enum.Enum):
+        IMAGENET1K_V1 = 1
+
+        @property
+        def meta(self):
+            return {"categories": [str(i) for i in range(1000)]}
+
+        def transforms(self):
+            return types.SimpleNamespace(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+
+    models = types.ModuleType("torchvision.models")
+    models.list_models = lambda module=None: ["resnet50"]
+    models.get_model_weights = lambda name: Weights
+    models.get_model = lambda name, weights=None: networks.resnet50_imagenet(1000)
+    module = types.ModuleType("torchvision")
+    module.models = models
+    monkeypatch.setitem(sys.modules, "torchvision", module)
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+
+
+@pytest.mark.usefixtures("torchvision")
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_runs_one_short_epoch(config, name, stand_in_set, tmp_path):
+    overrides = [f"experiment={name}", *SHORT, f"text_encoder.path={tmp_path}/embeddings.npy"]
+    cfg = config(*overrides)
+    np.save(cfg.text_encoder.path, np.random.default_rng(0).normal(size=(cfg.data.num_classes, 8)))
+    if cfg.data.name != "digits":
+        size = min(cfg.data.image_shape[1], 64)
+        split = "validation" if cfg.data.name == "imagenet" else "test"
+        folder = stand_in_set(split, size, [0, 1, 2, cfg.data.num_classes - 1])
+        overrides += [f"data.path={folder}", "data.workers=0"]
+    if cfg.data.name == "imagenet":
+        overrides += ["data.image_shape=[3,32,32]"]
+    if cfg.teacher.weights is not None:
+        architecture = {"num_classes": cfg.data.num_classes, "channels": cfg.data.image_shape[0]}
+        teacher = build_network({**cfg.teacher.architecture, **architecture})
+        file = tmp_path / "teacher.safetensors"
+        save_classifier(file, Classifier(teacher, cfg.data.mean, cfg.data.std))
+        overrides += [f"teacher.weights={file}"]
+    summary, objects = train(config(*overrides))
+    assert summary["images_banked"] == 4
+    assert summary["student_updates"] == 1
+    assert 0 <= summary["student_accuracy"] <= 1
+    if "vgg11" not in name:  # the paper teaches a larger student there
+        assert summary["teacher_parameters"] >= summary["student_parameters"]
+    student = build(config(*overrides).student)
+    assert (
+        objects["method"].student.description["architecture"] == student.description["architecture"]
+    )

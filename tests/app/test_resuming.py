@@ -1,0 +1,392 @@
+"""A run that stopped anywhere goes on as if nothing had happened."""
+
+import copy
+import csv
+import os
+import shutil
+import signal
+import time
+import zipfile
+from datetime import timedelta
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import OmegaConf
+
+from nayer_pl import NAYER, Augmentation, BankOptions, InputError, RealDataModule, Supervised
+from nayer_pl.app.resume import check_same_run, damage, find_checkpoint, finished
+from nayer_pl.callbacks import PhaseTimer
+from nayer_pl.callbacks.checkpoint import Checkpoints, checkpoints
+from nayer_pl.data import ImageSet
+from nayer_pl.errors import Terminated
+
+SHAPE = (1, 8, 8)
+PLAN = {"rounds_per_epoch": 2}
+ITEMS = 2 + 2 * (2 + 3)
+
+
+class KeepAll(Checkpoints):
+    """After every item and epoch, and none of them is lost."""
+
+    def __init__(self, folder):
+        super().__init__(folder, minutes=0)
+        self.kept = []
+
+    def save(self, trainer):
+        super().save(trainer)
+        self.kept.append(self.folder / f"{len(self.kept)}.ckpt")
+        shutil.copy(self.folder / "last.ckpt", self.kept[-1])
+
+
+@pytest.fixture
+def run(tiny_method, tiny_data, fit, tmp_path):
+    """A run of its own networks, always the same ones, in the directory `name`."""
+
+    def start(
+        name="run", method=None, saver=None, evaluation=True, capacity=None, others=(), **options
+    ):
+        torch.manual_seed(3)
+        made = tiny_method(generator_life=1, augmentation=Augmentation(1), **(method or {}))
+        data = tiny_data(
+            PLAN, augmentation=Augmentation(1), evaluation=evaluation,
+            bank=BankOptions(capacity=capacity),
+        )  # fmt: skip
+        folder = tmp_path / name
+        timer, logger = PhaseTimer(), CSVLogger(folder, name="", version="")
+        saver = saver or Checkpoints(folder / "checkpoints")
+        fit(
+            made, data, callbacks=[timer, *others, saver], logger=logger, default_root_dir=folder,
+            enable_checkpointing=True, **options,
+        )  # fmt: skip
+        return made, data, timer, folder
+
+    return start
+
+
+def rows_of(folder):
+    """Of `metrics.csv`, without what a clock said."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"evaluation": False},
+        {"capacity": 30},
+        {"method": {"reinitialise_noisy_layer": False}},
+        {"method": {"conditioning": "noise"}},
+    ],
+    ids=["plain", "held back", "ring", "one noisy layer", "noise"],
+)
+def test_it_goes_on_from_every_moment(run, tmp_path, options):
+    """Every checkpoint of a run, in a directory with all its files, leads to the same end."""
+    saver = KeepAll(tmp_path / "run" / "checkpoints")
+    method, data, timer, folder = run(saver=saver, **options)
+    assert len(saver.kept) == ITEMS - 1  # between any two of its items
+    rows = rows_of(folder)
+    # Some of every kind of moment; all of them in the plainest case.
+    for checkpoint in saver.kept[:: 1 if not options else 4]:
+        again, bank, clock, _ = run(ckpt_path=checkpoint, **options)
+        assert same(again.student.state_dict(), method.student.state_dict())
+        assert same(again.generator.state_dict(), method.generator.state_dict())
+        assert torch.equal(bank.bank.images, data.bank.images)
+        assert torch.equal(bank.bank.labels, data.bank.labels)
+        assert again.results() == method.results()
+        assert clock.images == timer.images
+        assert rows_of(folder) == rows  # neither lost nor doubled
+
+
+def test_lightnings_own_checkpoints_are_enough(run, tmp_path):
+    """A script with a plain Trainer and a ModelCheckpoint."""
+    method, *_ = run(saver=ModelCheckpoint(tmp_path / "kept", save_top_k=-1, filename="{epoch}"))
+    for epoch in (0, 1):
+        again, *_ = run(ckpt_path=tmp_path / "kept" / f"epoch={epoch}.ckpt")
+        assert same(again.student.state_dict(), method.student.state_dict())
+
+
+def test_a_teachers_training_goes_on_too(tiny_classifier, fit, tmp_path):
+    class Source:
+        def load(self, split):
+            rng = torch.Generator().manual_seed(5)
+            images = torch.randint(256, (24, *SHAPE), dtype=torch.uint8, generator=rng)
+            return ImageSet(images, torch.arange(24) % 3)
+
+    def start(saver, **options):
+        torch.manual_seed(3)
+        method = Supervised(tiny_classifier())
+        data = RealDataModule(Source(), 8, Augmentation(1), epochs=2, num_classes=3)
+        fit(method, data, callbacks=[saver], enable_checkpointing=True, **options)
+        return method.network.state_dict()
+
+    saver = KeepAll(tmp_path)
+    whole = start(saver)
+    assert len(saver.kept) == 2 * 3 - 1
+    for checkpoint in saver.kept:
+        assert same(start(Checkpoints(tmp_path), ckpt_path=checkpoint), whole)
+
+
+def test_a_checkpoint_holds_no_images_and_nothing_that_is_drawn_anew(run, tmp_path):
+    saver = KeepAll(tmp_path / "run" / "checkpoints")
+    run(saver=saver)
+    content = torch.load(saver.kept[-1], weights_only=True)
+    parts = content["nayer_pl"]["ranks"][0]["parts"]
+    assert {name.partition(".")[0] for name in parts} == {"generator", "conditioning", "statistics"}
+    assert not [name for name in parts if "noisy_layer" in name or "teacher" in name]
+    assert content["optimizer_states"][1]["state"] == {}
+    sizes = [tensor.shape for tensor in tensors(content)]
+    assert sizes
+    assert not [size for size in sizes if size[1:] == SHAPE]
+
+
+def tensors(node):
+    """All of them, however deep."""
+    if isinstance(node, torch.Tensor):
+        return [node]
+    if isinstance(node, dict):
+        node = list(node.values())
+    return [t for child in node for t in tensors(child)] if isinstance(node, list | tuple) else []
+
+
+# What is wrong is said, and nothing is overwritten
+
+
+@pytest.fixture
+def stopped(run, tmp_path):
+    """A run's directory with two checkpoints."""
+    *_, folder = run()
+    return folder
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_a_weight(path):
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    flip(path, largest.header_offset + 2000)
+
+
+def flip_the_newest_images(path):
+    flip(max((path.parents[2] / "bank").iterdir()), -3)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (truncate, "zip"),
+        (lambda path: path.write_bytes(b""), "zip"),
+        (flip_a_weight, "CRC|checksum|damaged|Bad"),
+        (flip_the_newest_images, "bank.* is damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(stopped, caplog, harm, reason):
+    last, previous = (stopped / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    assert damage(last) is None
+    harm(last)
+    with pytest.raises(InputError, match=rf"last.ckpt' .*({reason}).*previous.ckpt' is the newest"):
+        find_checkpoint(stopped, None, str(last))
+    damaged = last.read_bytes()
+    assert find_checkpoint(stopped, "auto", None) == previous
+    assert "last.ckpt' is damaged" in caplog.text
+    assert [path.read_bytes() for path in last.parent.glob("last.ckpt.damaged*")] == [damaged]
+
+
+def test_no_intact_checkpoint_is_an_error_not_a_new_run(stopped):
+    for name in ("last.ckpt", "previous.ckpt"):
+        truncate(stopped / "checkpoints" / name)
+    with pytest.raises(InputError, match=r"No checkpoint in .* is intact"):
+        find_checkpoint(stopped, "auto", None)
+    assert (stopped / "checkpoints" / "last.ckpt").exists()
+
+
+def test_where_there_is_nothing_to_go_on_with_a_run_begins(tmp_path):
+    assert find_checkpoint(tmp_path, "auto", None) is None
+    assert find_checkpoint(tmp_path, None, None) is None
+    assert finished(tmp_path) is None
+    with pytest.raises(InputError, match="There is no checkpoint"):
+        find_checkpoint(tmp_path, None, str(tmp_path / "last.ckpt"))
+    with pytest.raises(InputError, match="resume is auto or null, not 'always'"):
+        find_checkpoint(tmp_path, "always", None)
+
+
+class Malicious:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def test_nothing_in_a_checkpoint_is_run(stopped, tmp_path):
+    last, trace = stopped / "checkpoints" / "last.ckpt", tmp_path / "trace"
+    content = torch.load(last, weights_only=True)
+    torch.save({**content, "more": Malicious(trace)}, last)
+    assert find_checkpoint(stopped, "auto", None) == stopped / "checkpoints" / "previous.ckpt"
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "plan", "named"),
+    [
+        (lambda net: {"teacher": net()}, {}, "its teacher is"),
+        (lambda net: {"student": net(norm=False)}, {}, "its student is"),
+        (lambda net: {}, {"kd_steps": 4}, "its plan is"),
+    ],
+    ids=["teacher", "student", "plan"],
+)
+def test_another_runs_checkpoint_is_refused_and_says_why(
+    stopped, tiny_method, tiny_data, tiny_classifier, fit, method, plan, named
+):
+    torch.manual_seed(3)
+    teacher, student = tiny_classifier(), tiny_classifier()
+    made = tiny_method(**{"teacher": teacher, "student": student, **method(tiny_classifier)})
+    before = copy.deepcopy(made.student.state_dict())
+    with pytest.raises(InputError, match=named):
+        fit(
+            made, tiny_data({**PLAN, **plan}), default_root_dir=stopped,
+            ckpt_path=stopped / "checkpoints" / "last.ckpt",
+        )  # fmt: skip
+    assert same(made.student.state_dict(), before)
+
+
+def test_checkpoints_of_other_programs_and_versions_are_refused(stopped, fit, run):
+    last = stopped / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    content["nayer_pl"] |= {"format": 99, "version": "9.9"}
+    torch.save(content, last)
+    with pytest.raises(InputError, match=r"written by nayer_pl 9\.9"):
+        run(ckpt_path=last)
+    del content["nayer_pl"]
+    torch.save(content, last)
+    assert damage(last) == "it was not written by this program"
+    with pytest.raises(InputError, match="not written by a run of this version"):
+        run(ckpt_path=last)
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("plan.kd_steps=7", r"plan.kd_steps=7 \(was 60\)"),
+        ("seed=1", r"seed=1 \(was 0\)"),
+        ("student=wrn16_2", "student.architecture._target_"),
+        ("model.adv_weight=0", r"model.adv_weight=0 \(was 1.33\)"),
+        ("teacher.weights=elsewhere.safetensors", None),
+        ("trainer.max_epochs=3", r"trainer.max_epochs=3 \(was None\)"),
+        ("+trainer.limit_train_batches=2", "trainer.limit_train_batches=2"),
+        ("+datamodule.held_back=0.4", r"datamodule.held_back=0.4 \(was None\)"),
+        ("text_encoder=file text_encoder.path=b.npy", r"text_encoder.path=b.npy"),
+        ("+data.path=elsewhere", None),
+        ("paths.cache=elsewhere", None),
+        ("trainer.precision=32-true", None),
+        ("trainer.devices=2", None),
+        ("checkpoint.minutes=1", None),
+        ("bank.device=cpu", None),
+    ],
+)
+def test_a_run_is_continued_with_the_settings_it_was_started_with(
+    config, tmp_path, override, difference
+):
+    (tmp_path / "run").mkdir()
+    base = ("experiment=digits", "class_names=null")
+    started = OmegaConf.to_yaml(config(*base), resolve=True)
+    (tmp_path / "run" / "config.yaml").write_text(started)
+    check_same_run(config(*base))
+    if difference is None:
+        check_same_run(config(*base, *override.split()))
+    else:
+        with pytest.raises(InputError, match=difference):
+            check_same_run(config(*base, *override.split()))
+
+
+# SIGTERM
+
+
+def test_when_the_time_is_over_the_run_can_go_on_and_does_not_count_as_finished(run, tmp_path):
+    """Lightning would call it complete: `fit` returns."""
+
+    class Hurry(Callback):
+        """Two items, and it is as late as it can be."""
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                timer._duration = 1e-6
+
+    folder, timer = tmp_path / "run" / "checkpoints", Timer(timedelta(hours=1))
+    with pytest.raises(Terminated) as ended:
+        run(saver=Checkpoints(folder, minutes=60), others=[timer, Hurry()])
+    assert ended.value.reason.startswith("trainer.max_time")
+    run(others=[Timer(timedelta(hours=1))], ckpt_path=folder / "last.ckpt")
+
+
+@pytest.mark.parametrize("item", [0, 1, 3, 5])
+def test_sigterm_saves_after_the_item(run, tmp_path, item):
+    """In warm-up, at the end of it, between two rounds, between two steps."""
+
+    class Ask(Callback):
+        count = -1
+
+        def on_train_batch_start(self, *_):
+            self.count += 1
+            if self.count == item:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    ask = Ask()
+    saver = Checkpoints(tmp_path / "run" / "checkpoints", minutes=60)
+    with pytest.raises(Terminated) as ended:
+        run(saver=saver, others=[ask])
+    assert ended.value.code == 143
+    assert ask.count == item
+    assert signal.getsignal(signal.SIGTERM) == before
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (
+        content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"] == item + 1
+    )
+    assert damage(tmp_path / "run" / "checkpoints" / "last.ckpt") is None
+
+
+def test_an_item_that_takes_too_long_is_cut_short_and_is_all_that_is_lost(
+    run, tmp_path, monkeypatch
+):
+    """Rounds of a second with half of one to end in; SIGTERM comes twice, as launchers do it."""
+    monkeypatch.setattr(checkpoints, "PATIENCE", 0.5)
+    done, make = [], NAYER.synthesise
+
+    def slowly(self, *args):
+        if len(done) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.7)
+        done.append(self.rounds)
+        return make(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NAYER, "synthesise", slowly)
+        saver = Checkpoints(tmp_path / "run" / "checkpoints", minutes=60)
+        with pytest.raises(Terminated):
+            run(saver=saver)
+    assert done == [0, 1]  # the third did not come to its end
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["progress"]["rounds"] == 2
+    again, *_ = run(ckpt_path=last)
+    whole, *_ = run("whole")
+    assert same(again.student.state_dict(), whole.student.state_dict())

@@ -1,0 +1,238 @@
+"""train.py -m: what Hydra's sweepers and launchers make of it."""
+
+import json
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose
+
+from nayer_pl import DivergenceError, InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_job_of_a_sweep_has_its_recipe_and_its_directory(type_command):
+    jobs = []
+    status, _ = type_command(
+        jobs.append, "-m", "model=nayer", "data=cifar10,tinyimagenet",
+        "model.generator_steps=20,30",
+    )  # fmt: skip
+    assert status == 0
+    seen = [(cfg.data.name, cfg.model.generator_steps, cfg.plan.kd_steps) for cfg in jobs]
+    assert seen == [
+        (data, steps, kd_steps)
+        for data, kd_steps in (("cifar10", 400), ("tinyimagenet", 1000))
+        for steps in (20, 30)
+    ]
+    (sweep,) = {Path(cfg.run_dir).parent for cfg in jobs}
+    assert [Path(cfg.run_dir).name for cfg in jobs] == list("0123")
+    assert {cfg.sweep for cfg in jobs} == {sweep.name}
+
+
+def test_a_failing_job_does_not_take_the_others_with_it(type_command):
+    jobs = []
+
+    def training(cfg):
+        jobs.append(cfg.seed)
+        if cfg.seed == 1:
+            raise InputError("This cannot work; do that.")
+
+    status, printed = type_command(training, "-m", "seed=0,1,2")
+    assert jobs == [0, 1, 2]
+    assert status == 1
+    assert "Traceback" not in printed
+    after_the_last_job = printed[printed.index("#2") :]
+    assert "error: job 1 of the sweep: This cannot work; do that." in after_the_last_job
+
+
+def test_ctrl_c_stops_the_whole_sweep(type_command):
+    jobs = []
+
+    def training(cfg):
+        jobs.append(cfg.seed)
+        sys.exit(1)  # what Lightning makes of it
+
+    status, printed = type_command(training, "-m", "seed=0,1,2")
+    assert jobs == [0]
+    assert status == 1
+    assert printed.endswith("interrupted")
+
+
+def test_optuna_finds_the_best_and_survives_a_failing_trial(type_command):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    trials = []
+
+    def training(cfg):
+        trials.append((cfg.model.generator_lr, cfg.model.bn_weight))
+        if len(trials) in (2, 5):
+            raise DivergenceError("The loss became nan.")
+        return -abs(math.log(cfg.model.generator_lr / 4e-3))
+
+    study = ["hydra.sweeper.storage=sqlite:///s.db", "hydra.sweeper.study_name=digits"]
+    arguments = ["-m", "hparams_search=optuna", "hydra.sweeper.n_trials=6", *study]
+    status, printed = type_command(training, *arguments)
+    assert status == 0, printed
+    assert len(trials) == 6  # a batch of four and one of two
+    assert all(1e-3 <= rate <= 1.6e-2 and 0.5 <= bn <= 40 for rate, bn in trials)
+    complete = [rate for i, (rate, _) in enumerate(trials, 1) if i not in (2, 5)]
+    best = min(complete, key=lambda rate: max(rate / 4e-3, 4e-3 / rate))
+    (found,) = Path("multirun").glob("*/optimization_results.yaml")
+    assert yaml.safe_load(found.read_text())["best_params"]["model.generator_lr"] == best
+
+    # The same words continue the study: other draws, and all of them in the file.
+    status, printed = type_command(training, *arguments)
+    assert status == 0, printed
+    assert len(set(trials)) == 12
+    rows = sqlite3.connect("s.db").execute("SELECT state, COUNT(*) FROM trials GROUP BY state")
+    assert dict(rows) == {"COMPLETE": 10, "FAIL": 2}
+
+
+def test_optuna_ends_with_one_sentence_where_every_trial_fails(type_command):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    trials = []
+
+    def training(cfg):
+        trials.append(cfg)
+        raise InputError("The teacher is not there.")
+
+    status, printed = type_command(training, "-m", "hparams_search=optuna")
+    assert status == 1
+    assert len(trials) == 4  # of 20: the first batch
+    assert "error: job 0 of the sweep: The teacher is not there." in printed.splitlines()
+    assert "CompactHydraException: " not in printed  # as a traceback would end
+
+
+@pytest.mark.parametrize(("launcher", "tasks"), [("local", 1), ("slurm", 4)])
+def test_submitit_asks_for_what_lightning_expects(config, launcher, tasks):
+    """Under SLURM a task per device; elsewhere Lightning starts the other processes itself."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    config()
+    words = [f"hydra/launcher={launcher}", "trainer.devices=4", "trainer.num_nodes=2"]
+    asked = compose("train", words, return_hydra_config=True).hydra.launcher
+    assert (asked.tasks_per_node, asked.gpus_per_node, asked.nodes) == (tasks, 4, 2)
+
+
+# Real jobs, several processes each.
+
+TRAINED = "teacher.safetensors"
+SHORT = [
+    "experiment=digits", "plan.epochs=1", "plan.warmup_epochs=1", "plan.warmup_rounds=2",
+    "plan.kd_steps=4", "plan.round_size=20", "plan.batch_size=16", "model.generator_steps=2",
+    "model.noisy_features=32", "teacher=wrn16_1", f"teacher.weights={TRAINED}",
+    "trainer.accelerator=cpu", "callbacks.samples=null", "callbacks.curves=null",
+]  # fmt: skip
+
+
+def start(*arguments: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=cwd, env={**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", **env},
+        text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
+        # A shell's background jobs ignore Ctrl-C, and so would whatever they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+def run(*arguments: str, cwd: Path, **env: str) -> tuple[int, str]:
+    process = start(*arguments, cwd=cwd, **env)
+    try:
+        printed = process.communicate(timeout=600)[0]
+        return process.returncode, printed
+    finally:
+        assert not left_behind(process)
+
+
+def left_behind(process: subprocess.Popen[str]) -> str:
+    """What still runs in the process's session a little later; it is ended."""
+    words = ["ps", "-o", "stat=,args=", "-s", str(process.pid)]
+    for _ in range(20):
+        found = subprocess.run(words, text=True, capture_output=True).stdout.splitlines()
+        running = [line for line in found if not line.startswith("Z")]
+        if not running:
+            return ""
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGKILL)
+    return "\n".join(running)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    """A folder with a trained teacher."""
+    status, printed = run(
+        "model=supervised", "data=digits", "teacher=wrn16_1", f"teacher.weights={TRAINED}",
+        "plan.epochs=1", "trainer.accelerator=cpu", "logger=csv", cwd=tmp_path,
+    )  # fmt: skip
+    assert status == 0, printed
+    return tmp_path
+
+
+def summaries(folder: Path) -> dict[str, dict[str, Any]]:
+    files = folder.glob("multirun/*/*/summary.json")
+    return {file.parent.name: json.loads(file.read_text()) for file in files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["hydra/launcher=basic"],
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        ["hydra/launcher=local"],
+        ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null"],
+    ],
+    ids=lambda words: words[0].partition("=")[2],
+)
+def test_jobs_of_two_devices_one_after_a_failing_one(scratch, launcher):
+    """The first diverges on both devices; the others, in the same process, must not notice."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    for name in ("sbatch", "srun", "sacct"):
+        program = scratch / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/slurm.py" {name} "$@"'
+        )
+        program.chmod(0o755)
+    status, printed = run(
+        "-m", *SHORT, *launcher, "trainer.devices=2", "model.temperature=1",
+        "model.learning_rate=1e38,0.1,0.2", cwd=scratch,
+        PATH=f"{scratch}/bin{os.pathsep}{os.environ['PATH']}",
+    )  # fmt: skip
+    assert status == 1, printed
+    assert "error: job 0 of the sweep: The distillation loss became" in printed
+    assert "Traceback" not in printed
+    done = summaries(scratch)
+    assert done.keys() == {"1", "2"}
+    assert all(summary["images_banked"] == 3 * 20 for summary in done.values())
+    for job in "012":
+        assert len(list(scratch.glob(f"multirun/*/{job}/wandb/offline-run-*"))) == 1, job
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "local"])
+def test_ctrl_c_ends_every_process_of_a_sweep(scratch, launcher):
+    endless = ["plan.epochs=100", "plan.kd_steps=1000", "logger=csv", "trainer.devices=2"]
+    process = start("-m", *SHORT, *endless, f"hydra/launcher={launcher}", "seed=0,1", cwd=scratch)
+    try:
+        deadline = time.monotonic() + 300
+        while not list(scratch.glob("multirun/*/0/checkpoints/last.ckpt")):  # after warm-up
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        printed = process.communicate(timeout=60)[0]
+    finally:
+        assert not left_behind(process)
+    assert process.returncode == 1, printed
+    assert "interrupted" in printed
+    assert summaries(scratch) == {}

@@ -1,0 +1,110 @@
+"""What a single process sees; test_distributed.py has two of them."""
+
+import copy
+from types import SimpleNamespace
+
+import lightning.pytorch.strategies as strategies
+import pytest
+import torch
+from lightning import Trainer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nayer_pl import InputError
+from nayer_pl.runtime import distributed
+
+
+class MyDDP(strategies.DDPStrategy):
+    """Somebody's own."""
+
+
+def trainer(strategy_class, **attributes):
+    """As far as the checks look; most strategies cannot be built without their accelerator."""
+    strategy = object.__new__(strategy_class)
+    vars(strategy).update(attributes)
+    return SimpleNamespace(strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    "name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAStrategy"]
+)
+def test_strategies_that_are_not_ddp_are_refused_by_name(name):
+    with pytest.raises(InputError, match=f"{name}.*choose strategy=ddp"):
+        distributed.check_strategy(trainer(getattr(strategies, name)))
+
+
+@pytest.mark.parametrize(
+    "strategy", [strategies.SingleDeviceStrategy, strategies.DDPStrategy, MyDDP]
+)
+def test_one_device_and_ddp_are_not(strategy):
+    distributed.check_strategy(trainer(strategy))
+
+
+def test_a_method_refuses_such_a_strategy_before_any_round(tiny_method, tiny_data, monkeypatch):
+    method, one = tiny_method(), Trainer(accelerator="cpu", logger=False, barebones=True)
+    monkeypatch.setattr(one.strategy, "__class__", strategies.FSDPStrategy)
+    method.trainer = one
+    with pytest.raises(InputError, match="FSDPStrategy"):
+        method.setup("fit")
+
+
+def test_batchnorm_over_all_ranks_is_refused_asked_for_or_built_in():
+    asked = trainer(strategies.DDPStrategy, _layer_sync=object())
+    plain = trainer(strategies.DDPStrategy, _layer_sync=None)
+    ordinary, waiting = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.SyncBatchNorm(3))
+    distributed.check_norms(plain, ordinary)
+    distributed.check_norms(trainer(strategies.SingleDeviceStrategy), ordinary)
+    for who, module in ((asked, ordinary), (plain, waiting)):
+        with pytest.raises(InputError, match=r"trainer\.sync_batchnorm=true"):
+            distributed.check_norms(who, module)
+
+
+def test_lightning_still_says_where_sync_batchnorm_was_asked_for():
+    asked = Trainer(accelerator="cpu", devices=2, sync_batchnorm=True, logger=False)
+    with pytest.raises(InputError, match="SyncBatchNorm"):
+        distributed.check_norms(asked, nn.Linear(2, 2))
+
+
+def test_ddp_is_left_with_the_student_alone(tiny_method):
+    method = tiny_method()
+    distributed.share_only(method, "student")
+    kept = set(method._ddp_params_and_buffers_to_ignore)
+    shared = {name for name in [*method.state_dict()] if name not in kept}
+    assert shared == {f"student.{name}" for name in method.student.state_dict()}
+    assert {"generator.layers.0.weight", "conditioning.noisy_layer.weight"} <= kept
+
+
+def test_ddp_waits_for_no_gradient_of_a_method_s_own_parameter(tiny_method, tmp_path):
+    method = tiny_method()
+    method.latents = nn.Parameter(torch.zeros(3))  # of the method itself, in no module of it
+    distributed.share_only(method, "student")
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        waited_for, _ = DistributedDataParallel(method)._build_params_for_reducer()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert {*map(id, waited_for)} == {*map(id, method.student.parameters())}
+
+
+def test_a_single_process_has_nobody_to_talk_to(tiny_classifier, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("talked to other ranks")
+
+    for name in ("all_reduce", "all_gather_object"):
+        monkeypatch.setattr(torch.distributed, name, never)
+    net = tiny_classifier()
+    before = copy.deepcopy(net.state_dict())
+    distributed.average_statistics(net)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert distributed.total(2.5, torch.device("cpu")) == 2.5
+    assert distributed.first_of_all("broken") == "broken"
+    assert distributed.first_of_all(None) is None
+    distributed.level(Trainer(accelerator="cpu", barebones=True))
+
+
+def test_networks_without_running_statistics_have_nothing_to_average(monkeypatch):
+    monkeypatch.setattr(distributed, "_several", lambda: True)
+    distributed.average_statistics(
+        nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(3, track_running_stats=False))
+    )

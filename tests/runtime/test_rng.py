@@ -1,0 +1,33 @@
+import torch
+
+from nayer_pl.runtime.rng import Purpose, stream_seed, take_up
+
+
+def numbers(rng):
+    return torch.rand(5, generator=rng).tolist()
+
+
+def test_seeds_never_meet():
+    questions = [(s, r, p) for s in range(20) for r in range(64) for p in Purpose]
+    assert len({stream_seed(*question) for question in questions}) == len(questions)
+
+
+def test_a_stream_goes_on():
+    rng = torch.Generator().manual_seed(3)
+    numbers(rng)
+    state = rng.get_state()
+    expected, other = numbers(rng), torch.Generator()
+    take_up(other, state)
+    assert numbers(other) == expected
+
+
+def test_from_another_device_a_new_stream_begins():
+    of_cuda = torch.arange(16, dtype=torch.uint8)  # the size of a CUDA generator's state
+    found = []
+    for state in (of_cuda, of_cuda, of_cuda + 1):
+        rng = torch.Generator().manual_seed(3)
+        take_up(rng, state)
+        found.append(numbers(rng))
+    fresh = numbers(torch.Generator().manual_seed(3))
+    assert found[0] == found[1]
+    assert len({tuple(each) for each in (*found, fresh)}) == 3
