@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> float | None:
     """Run one job; a sweeper gets the value of `objective`."""
     # Imported late, so that a mistyped option is answered at once.
-    from nayer_pl.app.multirun import check_start, isolated, objective
+    from nayer_pl.app.multirun import check_start, isolated_job, objective
     from nayer_pl.app.resume import run_of
     from nayer_pl.app.train import train
     from nayer_pl.errors import NayerError, Terminated
@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> float | None:
         cfg.run_dir = run_of(cfg.ckpt_path)
     try:
         check_start()
-        with isolated(__file__, cfg.run_dir):
+        with isolated_job(__file__, cfg.run_dir):
             summary, _ = train(cfg)
         return objective(summary, cfg.objective)
     except NayerError as error:

@@ -21,7 +21,7 @@ QUESTIONS: dict[str, dict[str, list[str]]] = {
         "noise, no label": ["model.conditioning=noise"],
     },
     "noisy_layer": {
-        "label text, noisy layer drawn once": ["model.reinitialise_noisy_layer=false"],
+        "label text, noisy layer drawn once": ["model.reset_noisy_layer=false"],
         "a noisy layer for every image (1 to 1)": ["model.labels_per_layer=1"],
     },
     "prompt": {

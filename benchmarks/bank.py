@@ -25,8 +25,8 @@ from measuring import machine
 from published import PngBank
 from torch import Tensor
 
-from nayer_pl import Augmentation, MemoryBank
-from nayer_pl.bank.files import Segments
+from nayer_pl import MemoryBank, RandomCropFlip
+from nayer_pl.bank.files import BankFiles
 
 SHAPE, BATCH, ROUND = (3, 32, 32), 128, 400
 SIZES = (4_000, 40_000, 320_000)
@@ -50,7 +50,7 @@ def full_bank(capacity: int, rounds: list[Tensor]) -> MemoryBank:
 
 def batch_of(bank: MemoryBank, rng: torch.Generator) -> Tensor:
     """A distillation batch as the student gets it: augmented floats in [0, 1]."""
-    images, _ = bank.sample(BATCH, rng, Augmentation())
+    images, _ = bank.sample(BATCH, rng, RandomCropFlip())
     return images.to(torch.float32).div_(255)
 
 
@@ -91,7 +91,7 @@ def measure_png(folder: Path) -> dict[str, float]:
 
 def measure_checkpoint(folder: Path, bank: MemoryBank, images: Tensor) -> dict[str, float]:
     """What the bank's part of checkpoints costs: the first one, the next ones, and going on."""
-    segments, labels = Segments(folder, "bank"), torch.arange(ROUND)
+    segments, labels = BankFiles(folder, "bank"), torch.arange(ROUND)
 
     def save() -> dict[str, Any]:
         return segments.save(bank)
@@ -102,7 +102,7 @@ def measure_checkpoint(folder: Path, bank: MemoryBank, images: Tensor) -> dict[s
         bank.add(images, labels)
         more.append(seconds(save, 1, warm_up=0))
     state, again = save(), MemoryBank(bank.capacity, SHAPE)
-    load = seconds(partial(Segments(folder, "bank").load, again, state), 1, warm_up=0)
+    load = seconds(partial(BankFiles(folder, "bank").load, again, state), 1, warm_up=0)
     if not again.images.equal(bank.images):
         raise SystemExit("The bank that came back from its files is another one.")
     return {

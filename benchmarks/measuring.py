@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nayer_pl.app.machine import circumstances
+from nayer_pl.app.machine import environment_info
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,7 +42,7 @@ def mean_and_spread(values: Sequence[float], scale: float = 1.0, digits: int = 2
 
 def machine() -> str:
     """What the figures were measured on."""
-    return ", ".join(circumstances("cuda" if torch.cuda.is_available() else "cpu").values())
+    return ", ".join(environment_info("cuda" if torch.cuda.is_available() else "cpu").values())
 
 
 def synchronize() -> None:

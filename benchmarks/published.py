@@ -58,7 +58,7 @@ class NoisyLayers(nn.Module):
             nn.Linear(size, features) for _ in range(math.ceil(batch_size / classes))
         )
 
-    def reinitialise(self) -> None:
+    def reset_noisy_layer(self) -> None:
         """N(0, 1) weights, no bias."""
         for layer in self.layers:
             nn.init.normal_(layer.weight, 0, 1)
@@ -121,7 +121,7 @@ class Published:
     def round(self, targets: Tensor, steps: int, warm_up: bool = False) -> Tensor:
         """One synthesis round: [B] -> images [B, C, H, W] of the step with the lowest loss."""
         self.student.eval()
-        self.noisy.reinitialise()
+        self.noisy.reset_noisy_layer()
         parameters = [*self.noisy.parameters(), *self.generator.parameters()]
         adam = torch.optim.Adam(parameters, lr=4e-3, betas=(0.5, 0.999))
         best, lowest = None, math.inf

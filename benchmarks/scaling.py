@@ -9,7 +9,7 @@ of its own; a figure is the median of its runs, and that of a run the median of 
 the first process, fetched and done. A round ends for a process when it ends for both.
 
 The communication share is what a distillation step with averaged gradients takes longer than one
-without (DDP's `no_sync`); they alternate in the same run. In it are the all-reduce as far as the
+without (DDP's `no_sync`); they interleaved in the same run. In it are the all-reduce as far as the
 backward pass does not hide it, waiting for a process that is late in this step, and DDP's copies
 to and from its buckets. A barrier before every item, not on the clock, keeps what an earlier one
 left behind out of it. Lightning's broadcast of one number before every item is in both kinds of
@@ -34,7 +34,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from measuring import machine
 from torch.nn.parallel import DistributedDataParallel
 
-from nayer_pl import NAYER, Augmentation, Classifier, Plan, SyntheticDataModule, networks
+from nayer_pl import NAYER, Classifier, Plan, RandomCropFlip, SyntheticDataModule, networks
 from nayer_pl.app.console import quiet_lightning
 from nayer_pl.bank import SynthesisRound
 
@@ -94,7 +94,7 @@ def measure(pair: str, processes: int) -> None:
     )
     method = NAYER(
         teacher, student, IMAGE_SHAPE, torch.randn(CLASSES, TEXT), generator_steps=GENERATOR_STEPS,
-        augmentation=Augmentation(), round_size=PLAN.round_size, check_teacher=False,
+        augmentation=RandomCropFlip(), round_size=PLAN.round_size, check_teacher=False,
     )  # fmt: skip
     ddp = DDPStrategy(process_group_backend="gloo", gradient_as_bucket_view=True)
     clock = Clock()
@@ -104,7 +104,7 @@ def measure(pair: str, processes: int) -> None:
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     data = SyntheticDataModule(
-        IMAGE_SHAPE, CLASSES, PLAN, evaluation=False, augmentation=Augmentation()
+        IMAGE_SHAPE, CLASSES, PLAN, evaluation=False, augmentation=RandomCropFlip()
     )
     trainer.fit(method, datamodule=data)
     if trainer.is_global_zero:

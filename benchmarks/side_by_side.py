@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from nayer_pl import (
     NAYER,
-    Augmentation,
     Classifier,
     Plan,
+    RandomCropFlip,
     SyntheticDataModule,
     build_classifier,
 )
@@ -64,7 +64,7 @@ class SideBySide:
         self.precision = fastest_precision() if precision == "auto" else precision
         teacher, student = (network(name) for name in pair.split("-"))
         self.datamodule = SyntheticDataModule(
-            IMAGE_SHAPE, CLASSES, plan, evaluation=False, augmentation=Augmentation()
+            IMAGE_SHAPE, CLASSES, plan, evaluation=False, augmentation=RandomCropFlip()
         )
         label_text = torch.randn(CLASSES, TEXT)
         plain = [copy.deepcopy(net).to(self.device) for net in (teacher, student)]
@@ -75,7 +75,7 @@ class SideBySide:
             label_text,
             noisy_features=FEATURES,
             generator_steps=generator_steps,
-            augmentation=Augmentation(),
+            augmentation=RandomCropFlip(),
             round_size=plan.round_size,
             check_teacher=False,
             compile=compiled,

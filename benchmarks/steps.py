@@ -48,13 +48,13 @@ def main() -> None:
     )
     measured = EachItem(both)
     both.run(measured)
-    figures = {"pair": arguments.pair, **both.facts(), **summarise(measured, both)}
+    figures = {"pair": arguments.pair, **both.facts(), **summarize(measured, both)}
     print_table(figures)
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")
 
 
-def summarise(measured: EachItem, both: SideBySide) -> dict[str, Any]:
+def summarize(measured: EachItem, both: SideBySide) -> dict[str, Any]:
     """Medians, ratios, and the share of what matrix products reach on this machine."""
     rates = {
         str(dtype).removeprefix("torch."): matrix_rate(dtype, both.device)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning import seed_everything
 
-from nayer_pl import Augmentation, RealDataModule, Supervised
+from nayer_pl import RandomCropFlip, RealDataModule, Supervised
 from nayer_pl.callbacks.metrics_file import MetricsFile
 from nayer_pl.data import ImageSet
 
@@ -29,10 +29,12 @@ def run(tiny_method, tiny_data, tiny_classifier, fit, tmp_path):
         seed_everything(seed, verbose=False)
         if kind == "distillation":
             method = tiny_method(generator_life=1, **options)
-            data = tiny_data({"rounds_per_epoch": 2}, augmentation=Augmentation(1), seed=seed)
+            data = tiny_data({"rounds_per_epoch": 2}, augmentation=RandomCropFlip(1), seed=seed)
         else:
             method = Supervised(tiny_classifier())
-            data = RealDataModule(Source(), 8, Augmentation(1), epochs=2, num_classes=3, seed=seed)
+            data = RealDataModule(
+                Source(), 8, RandomCropFlip(1), epochs=2, num_classes=3, seed=seed
+            )
         logger = MetricsFile(tmp_path / name, name="", version="")
         fit(method, data, logger=logger)
         return method.product.state_dict(), (tmp_path / name / "metrics.csv").read_bytes()
@@ -49,7 +51,7 @@ def same(first, second):
     [
         ("distillation", {}),
         ("distillation", {"conditioning": "noise"}),
-        ("distillation", {"reinitialise_noisy_layer": False}),
+        ("distillation", {"reset_noisy_layer": False}),
         ("teacher", {}),
     ],
 )

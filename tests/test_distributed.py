@@ -198,7 +198,7 @@ def test_two_devices_are_ddp(both):
     assert [found["world"] for found in both("main")] == [2, 2]
 
 
-@pytest.mark.parametrize("name", ["main", "held_back", "initial", "float16", "supervised"])
+@pytest.mark.parametrize("name", ["main", "holdout", "initial", "float16", "supervised"])
 def test_the_student_is_bit_for_bit_the_same_on_every_rank(both, name):
     one, other = both(name)
     assert_same(one["start"][0], other["start"][0])  # though they were born different
@@ -212,7 +212,7 @@ def test_the_student_is_bit_for_bit_the_same_on_every_rank(both, name):
     )
 
 
-@pytest.mark.parametrize("name", ["main", "held_back", "supervised"])
+@pytest.mark.parametrize("name", ["main", "holdout", "supervised"])
 def test_running_statistics_are_the_mean_of_the_ranks(both, name):
     one, other = both(name)
     for i, validated in enumerate(one["validated"]):
@@ -225,7 +225,7 @@ def test_checkpoints_hold_the_student_of_all_ranks(both, folder):
         return {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
 
     assert_same(student("last.ckpt"), both("main")[0]["student"])
-    assert_mean(student("middle.ckpt"), [found["middle"][0] for found in both("held_back")])
+    assert_mean(student("middle.ckpt"), [found["middle"][0] for found in both("holdout")])
 
 
 def test_the_student_learns_from_the_batches_of_both_ranks(both):
@@ -271,7 +271,7 @@ def test_rounds_are_shared_out_and_the_banks_have_no_image_in_common(both):
     assert one["results"]["images_banked"] == other["results"]["images_banked"] == PLANNED
 
 
-@pytest.mark.parametrize("name", ["main", "held_back", "initial"])
+@pytest.mark.parametrize("name", ["main", "holdout", "initial"])
 def test_steps_are_counted_alike_though_not_every_rank_has_every_round(both, name):
     """Or a checkpoint would be due on one rank only, and wait there for the other."""
     one, other = both(name)
@@ -320,13 +320,13 @@ def test_figures_about_images_are_those_of_both_banks(both):
 
 
 def test_without_real_images_both_held_back_shares_judge(both):
-    one, other = both("held_back")
+    one, other = both("holdout")
     held, banked = (
-        [rows(found[kind][0]) for found in (one, other)] for kind in ("held_back", "bank")
+        [rows(found[kind][0]) for found in (one, other)] for kind in ("holdout", "bank")
     )
     assert len({*held[0], *held[1], *banked[0], *banked[1]}) == PLANNED
     assert [len(held[0]), len(held[1])] == [9, 6]
-    images = torch.cat([one["held_back"][0], other["held_back"][0]])
+    images = torch.cat([one["holdout"][0], other["holdout"][0]])
     agree = answers(one["student"], images) == answers(one["teacher"], images)
     assert one["results"]["agreement"] == other["results"]["agreement"] == share(agree)
     assert one["results"]["student_accuracy"] is None

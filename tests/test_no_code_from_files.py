@@ -28,7 +28,7 @@ from nayer_pl import (
 )
 from nayer_pl.app.resume import find_checkpoint
 from nayer_pl.bank.bank import read_bank
-from nayer_pl.bank.files import Segments
+from nayer_pl.bank.files import BankFiles
 from nayer_pl.networks import from_timm, from_transformers
 
 WRN = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 10, "channels": 1}
@@ -131,7 +131,7 @@ def test_banks_of_a_checkpoint(malicious, marker, tmp_path):
     record = {"file": "bank-0.safetensors", "sha256": sha, "first": 0, "images": 1}
     state = {"added": 1, "images": 1, "files": [record]}
     with pytest.raises((InputError, SafetensorError)):
-        Segments(tmp_path, "bank-0").load(MemoryBank(1, (1, 2, 2)), state)
+        BankFiles(tmp_path, "bank-0").load(MemoryBank(1, (1, 2, 2)), state)
     assert not marker.exists()
 
 

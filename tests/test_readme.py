@@ -105,7 +105,7 @@ def write_pictures(folder):
 
 
 def write_weights(path):
-    """A teacher trained by plain torch, in a normalisation of its owner's."""
+    """A teacher trained by plain torch, in a normalization of its owner's."""
     scope: dict = {}
     exec(MY_NETS, scope)
     net = scope["Net"]()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nayer_pl import Augmentation
+from nayer_pl import RandomCropFlip
 from nayer_pl.bank import DistillationBatch, SynthesisRound
 from nayer_pl.callbacks import PhaseProgressBar
 
@@ -166,8 +166,8 @@ class Journal(Callback):
 def journal(request, tiny_method, tiny_data, fit, tmp_path, monkeypatch) -> Journal:
     """Of a whole run, with everything that looks at it while it goes on."""
     # A CPU has nothing to wait for and looks at every gradient; a GPU does not.
-    monkeypatch.setattr("nayer_pl.distillation.divergence.StudentWatch.WAITS_FOR_NOTHING", ())
-    journal, augmentation = Journal(), Augmentation(1)
+    monkeypatch.setattr("nayer_pl.distillation.divergence.NonFiniteGuard.WAITS_FOR_NOTHING", ())
+    journal, augmentation = Journal(), RandomCropFlip(1)
     with watching(request.param, journal.note):
         fit(
             tiny_method(generator_steps=STEPS, augmentation=augmentation),

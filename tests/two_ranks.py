@@ -178,7 +178,7 @@ def run(
     if isinstance(method, NAYER):
         found["teacher"] = method.teacher.state_dict()
         found["generator"] = copied(method.generator.state_dict())
-    for kind in ("bank", "held_back"):
+    for kind in ("bank", "holdout"):
         kept = getattr(data, kind, None)
         found[kind] = None if kept is None else (kept.images, kept.labels)
     torch.save(found, file.with_name(f"{file.name}_{RANK}.pt"))
@@ -186,8 +186,8 @@ def run(
 
 def main(folder: Path) -> None:
     run(folder / "main", distiller(), synthetic(), ModelCheckpoint(folder, "last"))
-    unseen = synthetic(evaluation=False, held_back=0.25)
-    run(folder / "held_back", distiller(), unseen, save_to=folder / "middle.ckpt")
+    unseen = synthetic(evaluation=False, holdout=0.25)
+    run(folder / "holdout", distiller(), unseen, save_to=folder / "middle.ckpt")
 
     # One round in all, which is rank 0's; rank 1 distils from its share of the saved bank.
     one_round = Plan(

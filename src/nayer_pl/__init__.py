@@ -39,7 +39,7 @@ from nayer_pl.synthesis import (
     NoisyLayer,
     TextEncoder,
 )
-from nayer_pl.synthesis.augmentation import Augmentation
+from nayer_pl.synthesis.augmentation import RandomCropFlip
 
 __version__ = "0.1.0"
 
@@ -50,7 +50,6 @@ __all__ = [
     "DFQ",
     "NAYER",
     "ZSKT",
-    "Augmentation",
     "BankOptions",
     "Classifier",
     "DataFreeDistillation",
@@ -72,6 +71,7 @@ __all__ = [
     "NoisyLayer",
     "OnlineDistillation",
     "Plan",
+    "RandomCropFlip",
     "RealDataModule",
     "SteppedDataModule",
     "Supervised",

@@ -146,7 +146,7 @@ IMAGES, LABELS = torch.zeros(10, 1, 16, 16, dtype=torch.uint8), torch.arange(10)
 
 
 def pictures(split: str = "test") -> Callable[[], None]:
-    """One grey picture for each of ten classes."""
+    """One gray picture for each of ten classes."""
 
     def write() -> None:
         for name in "abcdefghij":
@@ -191,7 +191,8 @@ CASES = {
         "The plan makes no images", "plan.warmup_epochs=0", "plan.rounds_per_epoch=0"
     ),
     "rounds without all classes": case(
-        r"set plan\.round_size to at least 10, or plan\.partial_rounds=true", "plan.round_size=9"
+        r"set plan\.round_size to at least 10, or plan\.allow_partial_classes=true",
+        "plan.round_size=9",
     ),
     # The bank
     "bank of no image": case(r"bank\.capacity must be at least 1", "bank.capacity=0"),
@@ -212,7 +213,7 @@ CASES = {
         "'bank.safetensors' is not a saved memory bank, or damaged",
         "bank.initial=bank.safetensors", files=then(bank(IMAGES, LABELS), cut("bank.safetensors")),
     ),
-    "first bank of colour pictures": case(
+    "first bank of color pictures": case(
         r"holds images of shape \(1, 16, 16\)", "bank.initial=bank.safetensors",
         files=bank(IMAGES.repeat(1, 3, 1, 1), LABELS),
     ),
@@ -336,7 +337,7 @@ CASES = {
         r"last layer \(fc\) has 7 outputs, 10 are wanted", "teacher.weights=w.pth",
         files=state(classes=7),
     ),
-    "teacher of colour pictures": case(
+    "teacher of color pictures": case(
         r"conv1\.weight \(\(16, 3, 3, 3\) instead of \(16, 1, 3, 3\)\)", "teacher.weights=w.pth",
         files=state(channels=3),
     ),
@@ -352,10 +353,10 @@ CASES = {
     ),
     "an untrained teacher": case("has nothing to teach", "teacher.weights=null"),
     "a guesser": case(
-        r"guessing among 10 classes .*normalisation.*check_teacher=false",
+        r"guessing among 10 classes .*normalization.*check_teacher=false",
         "model.check_teacher=true",
     ),
-    "no normalisation": case(
+    "no normalization": case(
         r"give .* as teacher\.mean=\[\.\.\.\] and teacher\.std", "teacher.weights=w.pth",
         "teacher.mean=null", "teacher.std=null", files=state(),
     ),
@@ -372,7 +373,7 @@ CASES = {
     "negative std": case(
         "std above zero", "teacher.weights=w.pth", "teacher.std=[-0.3]", files=state()
     ),
-    "normalisation of 0 to 255": case(
+    "normalization of 0 to 255": case(
         r"divide those of images in \[0, 255\] by 255", "teacher.weights=w.pth",
         "teacher.mean=[127.5]", "teacher.std=[64]", files=state(),
     ),
@@ -438,7 +439,7 @@ CASES = {
     "student of seven classes": case(
         "student has 7 outputs, but the data set has 10", "student.architecture.num_classes=7"
     ),
-    "student of colour pictures": case(
+    "student of color pictures": case(
         r"does not take images of shape \(1, 16, 16\)", "student.architecture.channels=3"
     ),
     # Label text

@@ -29,7 +29,8 @@ EXPERIMENTS = [
 # Less of everything, but the experiment's own networks, data set, losses and order of work.
 SHORT = [
     "plan.epochs=1", "plan.warmup_epochs=0", "plan.rounds_per_epoch=1", "plan.kd_steps=1",
-    "plan.round_size=4", "plan.batch_size=4", "plan.partial_rounds=true", "model.generator_steps=1",
+    "plan.round_size=4", "plan.batch_size=4", "plan.allow_partial_classes=true",
+    "model.generator_steps=1",
     "model.check_teacher=false", "train_missing_teacher=false", "text_encoder=file",
     "trainer.accelerator=cpu", "logger=csv", "callbacks={progress:null}",
 ]  # fmt: skip

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import nayer_pl.app.machine
-from nayer_pl.app.machine import circumstances
+from nayer_pl.app.machine import environment_info
 
 
 def test_versions_are_those_of_the_modules():
-    said = circumstances()["versions"].split(", ")
+    said = environment_info()["versions"].split(", ")
     assert f"torch {torch.__version__}" in said
     assert f"lightning {lightning.__version__}" in said
     assert f"Python {platform.python_version()}" in said
@@ -21,13 +21,13 @@ def test_versions_are_those_of_the_modules():
 def test_machine_has_its_cores_and_threads(monkeypatch, cores, threads, text):
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    machine = circumstances()["machine"]
+    machine = environment_info()["machine"]
     assert machine.endswith(f", {text}")
-    assert circumstances(devices=4)["machine"] == f"4 x {machine}"
+    assert environment_info(devices=4)["machine"] == f"4 x {machine}"
 
 
 def test_a_gpu_is_called_by_its_name(monkeypatch):
     monkeypatch.setattr(
         nayer_pl.app.machine.torch.cuda, "get_device_name", lambda device: f"GPU {device}"
     )
-    assert circumstances("cuda:1")["machine"].startswith("GPU cuda:1, ")
+    assert environment_info("cuda:1")["machine"].startswith("GPU cuda:1, ")

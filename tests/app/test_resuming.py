@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
-from nayer_pl import NAYER, Augmentation, BankOptions, InputError, RealDataModule, Supervised
+from nayer_pl import NAYER, BankOptions, InputError, RandomCropFlip, RealDataModule, Supervised
 from nayer_pl.app.resume import check_same_run, damage, find_checkpoint, finished
-from nayer_pl.callbacks import PhaseTimer
-from nayer_pl.callbacks.checkpoint import Checkpoints, checkpoints
+from nayer_pl.callbacks import PhaseTimer, checkpoint
+from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.data import ImageSet
 from nayer_pl.errors import Terminated
 
@@ -48,9 +48,9 @@ def run(tiny_method, tiny_data, fit, tmp_path):
         name="run", method=None, saver=None, evaluation=True, capacity=None, others=(), **options
     ):
         torch.manual_seed(3)
-        made = tiny_method(generator_life=1, augmentation=Augmentation(1), **(method or {}))
+        made = tiny_method(generator_life=1, augmentation=RandomCropFlip(1), **(method or {}))
         data = tiny_data(
-            PLAN, augmentation=Augmentation(1), evaluation=evaluation,
+            PLAN, augmentation=RandomCropFlip(1), evaluation=evaluation,
             bank=BankOptions(capacity=capacity),
         )  # fmt: skip
         folder = tmp_path / name
@@ -82,7 +82,7 @@ def same(first, second):
         {},
         {"evaluation": False},
         {"capacity": 30},
-        {"method": {"reinitialise_noisy_layer": False}},
+        {"method": {"reset_noisy_layer": False}},
         {"method": {"conditioning": "noise"}},
     ],
     ids=["plain", "held back", "ring", "one noisy layer", "noise"],
@@ -123,7 +123,7 @@ def test_a_teachers_training_goes_on_too(tiny_classifier, fit, tmp_path):
     def start(saver, **options):
         torch.manual_seed(3)
         method = Supervised(tiny_classifier())
-        data = RealDataModule(Source(), 8, Augmentation(1), epochs=2, num_classes=3)
+        data = RealDataModule(Source(), 8, RandomCropFlip(1), epochs=2, num_classes=3)
         fit(method, data, callbacks=[saver], enable_checkpointing=True, **options)
         return method.network.state_dict()
 
@@ -289,7 +289,7 @@ def test_checkpoints_of_other_programs_and_versions_are_refused(stopped, fit, ru
         ("teacher.weights=elsewhere.safetensors", None),
         ("trainer.max_epochs=3", r"trainer.max_epochs=3 \(was None\)"),
         ("+trainer.limit_train_batches=2", "trainer.limit_train_batches=2"),
-        ("+datamodule.held_back=0.4", r"datamodule.held_back=0.4 \(was None\)"),
+        ("+datamodule.holdout=0.4", r"datamodule.holdout=0.4 \(was None\)"),
         ("text_encoder=file text_encoder.path=b.npy", r"text_encoder.path=b.npy"),
         ("+data.path=elsewhere", None),
         ("paths.cache=elsewhere", None),
@@ -365,8 +365,8 @@ def test_an_item_that_takes_too_long_is_cut_short_and_is_all_that_is_lost(
     run, tmp_path, monkeypatch
 ):
     """Rounds of a second with half of one to end in; SIGTERM comes twice, as launchers do it."""
-    monkeypatch.setattr(checkpoints, "PATIENCE", 0.5)
-    done, make = [], NAYER.synthesise
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.5)
+    done, make = [], NAYER.synthesize
 
     def slowly(self, *args):
         if len(done) == 2:
@@ -378,7 +378,7 @@ def test_an_item_that_takes_too_long_is_cut_short_and_is_all_that_is_lost(
         return make(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(NAYER, "synthesise", slowly)
+        patch.setattr(NAYER, "synthesize", slowly)
         saver = Checkpoints(tmp_path / "run" / "checkpoints", minutes=60)
         with pytest.raises(Terminated):
             run(saver=saver)

@@ -70,7 +70,7 @@ def test_as_many_processes_end_bit_for_bit_like_a_run_that_nobody_interrupted(fo
         assert not again["said"]
 
 
-def labelled(found, key):
+def labeled(found, key):
     """The images of all ranks with their labels, as a set."""
     return {
         (*image.flatten().tolist(), label)
@@ -97,12 +97,12 @@ def test_with_another_number_of_processes_nothing_is_lost(found, moment, name, b
         {"bank": tuple(part[: 12 * count] for part in rank["bank"])}
         for rank, count in zip(whole, rounds[name, moment], strict=True)
     ]
-    there = labelled(made, "bank")
-    assert labelled(ended, "first bank") == there
+    there = labeled(made, "bank")
+    assert labeled(ended, "first bank") == there
     assert len(there) == sum(len(rank["first bank"][1]) for rank in ended)  # and nothing is twice
 
     # The plan is fulfilled, no more and no less.
-    assert there < labelled(ended, "bank")
+    assert there < labeled(ended, "bank")
     assert sum(len(rank["bank"][1]) for rank in ended) == IMAGES
     for rank in ended:
         assert rank["updates"] == UPDATES

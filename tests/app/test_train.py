@@ -203,7 +203,7 @@ def test_bad_input_is_one_clear_error_before_any_round(config, override, message
     def never(*_):
         raise AssertionError("a synthesis round had begun")
 
-    monkeypatch.setattr("nayer_pl.NAYER.synthesise", never)
+    monkeypatch.setattr("nayer_pl.NAYER.synthesize", never)
     with pytest.raises(InputError, match=message):
         train(config(*SHORT, override))
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from nayer_pl import Augmentation, InputError, MemoryBank
+from nayer_pl import InputError, MemoryBank, RandomCropFlip
 from nayer_pl.bank.bank import read_bank
-from nayer_pl.bank.files import Segments
+from nayer_pl.bank.files import BankFiles
 
 SHAPE = (1, 2, 2)
 
@@ -72,7 +72,7 @@ def test_memory_that_is_given_holds_the_images():
     assert bank.nbytes == 5 * (4 + 8)  # bytes of four pixels and of a label
 
 
-@pytest.mark.parametrize("augmentation", [None, Augmentation()])
+@pytest.mark.parametrize("augmentation", [None, RandomCropFlip()])
 def test_drawn_images_have_their_channels_last_in_memory(augmentation):
     bank = MemoryBank(8, (3, 4, 5))
     bank.add(torch.rand(8, 3, 4, 5), torch.arange(8))
@@ -138,7 +138,7 @@ def test_drawn_images_are_augmented_and_banked_ones_are_not():
     bank = filled(20, 20)
     before = bank.images.clone()
     images, labels = bank.sample(
-        200, torch.Generator().manual_seed(0), Augmentation(padding=0, flip=True)
+        200, torch.Generator().manual_seed(0), RandomCropFlip(padding=0, flip=True)
     )
     plain = before[labels]
     same = (images == plain).flatten(1).all(1)
@@ -198,12 +198,12 @@ def test_saved_images_join_those_that_are_there(tmp_path):
 def test_a_runs_folder_is_all_that_its_bank_has_saved(tmp_path):
     """Files of several ranks, and of several checkpoints; not those of the held-back images."""
     banks = [MemoryBank(4, SHAPE), MemoryBank(20, SHAPE)]
-    segments = [Segments(tmp_path, f"bank-{rank}") for rank in range(2)]
+    segments = [BankFiles(tmp_path, f"bank-{rank}") for rank in range(2)]
     for turn in range(3):
         for rank, bank in enumerate(banks):
             bank.add(*numbered(20 * rank + 3 * turn, 3))
             segments[rank].save(bank)
-    Segments(tmp_path, "held_back-0").save(banks[0])
+    BankFiles(tmp_path, "holdout-0").save(banks[0])
     images, labels = read_bank(tmp_path)
     assert labels.tolist() == [*range(9), *range(20, 29)]
     assert [number_of(image) for image in images] == labels.tolist()

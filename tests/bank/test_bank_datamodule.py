@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from nayer_pl import Augmentation, BankOptions, InputError, MemoryBank, Plan, SyntheticDataModule
+from nayer_pl import BankOptions, InputError, MemoryBank, Plan, RandomCropFlip, SyntheticDataModule
 from nayer_pl.bank import DistillationBatch, SynthesisRound
 from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.data import ImageSet
@@ -140,7 +140,7 @@ def test_all_images_of_the_plan_find_room():
 
 
 def test_banked_images_are_augmented_when_drawn():
-    data = set_up(datamodule(augmentation=Augmentation(padding=4, flip=False)))
+    data = set_up(datamodule(augmentation=RandomCropFlip(padding=4, flip=False)))
     data.bank.add(torch.ones(6, *SHAPE), torch.zeros(6, dtype=torch.long))
     images = torch.cat([data._batch().images for _ in range(5)])
     assert (images == 0).any()
@@ -166,21 +166,21 @@ def test_real_images_come_in_order_and_between_zero_and_one():
 
 @pytest.mark.parametrize("options", [{}, {"source": EvaluationOnly(), "evaluation": False}])
 def test_run_without_real_images_is_evaluated_on_banked_ones(options):
-    data = datamodule(held_back=0.3, **options)
+    data = datamodule(holdout=0.3, **options)
     assert not data.has_real_images
     module = fit(data)
     assert getattr(options.get("source"), "asked", []) == []
     made = {row for images, _ in module.made for row in rows(images)}
     drawn = {row for batch in module.drawn for row in rows(batch.images)}
-    held_back = {row for images, _ in module.evaluated for row in rows(images)}
-    assert held_back
-    assert held_back <= made
-    assert not held_back & drawn
+    holdout = {row for images, _ in module.evaluated for row in rows(images)}
+    assert holdout
+    assert holdout <= made
+    assert not holdout & drawn
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5])
 def test_held_back_images_are_never_banked_and_none_is_lost(share):
-    data = set_up(datamodule(held_back=share))
+    data = set_up(datamodule(holdout=share))
     everything = {}
     for i in range(5):
         images = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(i))
@@ -189,11 +189,11 @@ def test_held_back_images_are_never_banked_and_none_is_lost(share):
         everything |= dict(zip(rows(images), labels.tolist(), strict=True))
         kept = max(1, round(6 * share))
         assert len(data.bank) == (6 - kept) * (i + 1)
-    banked, held = rows(data.bank.images), rows(data.held_back.images)
+    banked, held = rows(data.bank.images), rows(data.holdout.images)
     assert not set(banked) & set(held)
     assert [everything[row] for row in banked] == data.bank.labels.tolist()
-    assert [everything[row] for row in held] == data.held_back.labels.tolist()
-    if data.held_back.added <= data.held_back.capacity:
+    assert [everything[row] for row in held] == data.holdout.labels.tolist()
+    if data.holdout.added <= data.holdout.capacity:
         assert set(banked) | set(held) == set(everything)
 
 
@@ -202,14 +202,14 @@ def test_nothing_is_held_back_where_real_images_judge():
     images = torch.rand(6, *SHAPE)
     data.add(images, torch.arange(6))
     assert rows(data.bank.images) == rows(images)
-    assert data.held_back is None
+    assert data.holdout is None
 
 
 def test_every_fit_starts_with_an_empty_bank():
     data = datamodule()
     for _ in range(2):
         set_up(data)
-        assert len(data.bank) == len(data.held_back) == 0
+        assert len(data.bank) == len(data.holdout) == 0
         data.add(torch.rand(6, *SHAPE), torch.arange(6))
 
 
@@ -256,7 +256,7 @@ def test_targets_are_labels_of_this_data_set():
 
 
 def test_global_random_state_is_not_touched():
-    data = set_up(datamodule(augmentation=Augmentation()))
+    data = set_up(datamodule(augmentation=RandomCropFlip()))
     images = torch.rand(6, *SHAPE)
     before = torch.get_rng_state()
     data.add(images, torch.arange(6))
@@ -308,8 +308,8 @@ def test_batches_from_the_host_are_pinned_for_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5])
 def test_held_back_share_must_leave_something_on_both_sides(share):
-    with pytest.raises(InputError, match="held_back"):
-        datamodule(held_back=share)
+    with pytest.raises(InputError, match="holdout"):
+        datamodule(holdout=share)
 
 
 def test_evaluation_without_any_image_is_refused():

@@ -81,14 +81,14 @@ class BankAgainstList(RuleBasedStateMachine):
         with tempfile.TemporaryDirectory() as folder:
             self.bank.save(Path(folder) / "bank.safetensors")
             other.add(*read_bank(Path(folder) / "bank.safetensors"))
-        order = other.by_age()
+        order = other.oldest_first()
         expected = [*pairs(*there), *self.held][-room:]
         assert pairs(other.images[order], other.labels[order]) == expected
         assert other.added == before + len(self.held)
 
     @invariant()
     def it_holds_the_newest(self):
-        order = self.bank.by_age()
+        order = self.bank.oldest_first()
         assert pairs(self.bank.images[order], self.bank.labels[order]) == self.held
         assert sorted(order.tolist()) == list(range(len(self.bank)))
         assert len(self.bank) == len(self.held)

@@ -69,7 +69,7 @@ def done(plan, moments):
     """Rounds that were made, by one rank or in parts by all, and batches, by all."""
     counts = Counter(kind for moment in moments for kind in moment)
     ranks = len(moments[0]) if moments else 1
-    return counts["round"] / (ranks if plan.alternate else 1), counts["batch"] / ranks
+    return counts["round"] / (ranks if plan.interleaved else 1), counts["batch"] / ranks
 
 
 @quick
@@ -82,13 +82,13 @@ def test_every_round_is_made_once_and_every_batch_by_all(plan, ranks):
         assert done(plan, moments) == (plan.rounds_in(epoch), steps)
         assert ("wait",) * ranks not in moments
         made.update(rank for moment in moments for rank in range(ranks) if moment[rank] == "round")
-        if plan.alternate:
+        if plan.interleaved:
             assert all(made[rank] == plan.rounds_before(epoch + 1) for rank in range(ranks))
             continue
         assert max(made.values()) - min(made[rank] for rank in range(ranks)) <= 1
         for rank in range(ranks):
             assert made[rank] == Share(rank, ranks).rounds(0, plan.rounds_before(epoch + 1))
-    assert made.total() == plan.rounds_before(plan.max_epochs) * (ranks if plan.alternate else 1)
+    assert made.total() == plan.rounds_before(plan.max_epochs) * (ranks if plan.interleaved else 1)
 
 
 @quick

@@ -199,7 +199,7 @@ def test_a_share_counts_the_rounds_of_the_whole_run(plan, ranks):
         share = Share(rank, ranks)
         assert share.rounds(0, total) == len(range(total)[rank::ranks])
         assert share.room(plan) == share.rounds(0, total) * plan.round_size
-    turns = replace(plan, alternate=True)
+    turns = replace(plan, interleaved=True)
     assert sum(Share(rank, ranks).room(turns) for rank in range(ranks)) == plan.round_size
 
 
@@ -253,7 +253,7 @@ def test_whoever_goes_on_does_exactly_what_is_left(plan, ranks, later, data):
 
 @given(plans(), st.integers(1, 3))
 def test_alternating_rounds_are_spread_evenly_and_each_comes_before_its_batches(plan, ranks):
-    plan = replace(plan, alternate=True)
+    plan = replace(plan, interleaved=True)
     shares = [Share(rank, ranks) for rank in range(ranks)]
     for epoch in range(plan.max_epochs):
         for share in shares:
@@ -270,7 +270,7 @@ def test_alternating_rounds_are_spread_evenly_and_each_comes_before_its_batches(
 
 @given(plans(), st.integers(1, 5))
 def test_of_alternating_rounds_every_rank_makes_a_part(plan, ranks):
-    plan = replace(plan, alternate=True, round_size=plan.round_size + ranks, batch_size=ranks)
+    plan = replace(plan, interleaved=True, round_size=plan.round_size + ranks, batch_size=ranks)
     shares = [Share(rank, ranks) for rank in range(ranks)]
     parts = [
         [len(i.targets) for i in epoch_plan(plan, 0, share=s) if isinstance(i, SynthesisRound)]
@@ -287,6 +287,6 @@ def test_of_alternating_rounds_every_rank_makes_a_part(plan, ranks):
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_alternating_as_in_a_game_of_one_to_five(ranks):
-    plan = Plan(epochs=1, warmup_epochs=0, rounds_per_epoch=2, kd_steps=10, alternate=True)
+    plan = Plan(epochs=1, warmup_epochs=0, rounds_per_epoch=2, kd_steps=10, interleaved=True)
     items = epoch_plan(plan, 0, share=Share(ranks - 1, ranks))
     assert "".join("RB"[isinstance(i, DistillationBatch)] for i in items) == "RBBBBBRBBBBB"

@@ -11,7 +11,7 @@ import wandb
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nayer_pl.callbacks import SampleGrid, loggers
-from nayer_pl.callbacks.loggers import Charts, close, sync_command, wandb_logger
+from nayer_pl.callbacks.loggers import OfflineSafeWandbLogger, close, sync_command, wandb_logger
 
 # Written into a file: the terminal belongs to whatever Weights & Biases may want to ask.
 OFFLINE = """
@@ -198,13 +198,13 @@ def test_a_run_goes_on_when_weights_and_biases_fails(
     students = []
     for calls in (None, 3):
         run = Failing(error, calls)
-        charts = Charts(project="p", experiment=run) if calls else False
+        charts = OfflineSafeWandbLogger(project="p", experiment=run) if calls else False
         torch.manual_seed(3)
         method = tiny_method()
         grid = SampleGrid(tmp_path / "samples.png", ["a", "b", "c"], every_n_epochs=1)
         fit(method, tiny_data(), logger=charts, callbacks=[grid])
         students.append(method.student.state_dict())
-    charts.summarise({"accuracy": 1.0})
+    charts.summarize({"accuracy": 1.0})
     close([charts])
     assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
     assert len(run.logged) == 3
@@ -218,12 +218,12 @@ def test_a_run_that_failed_is_not_finished_there(failed):
     said = []
     run = Recorder()
     run.finish = lambda exit_code: said.append(exit_code)
-    close([Charts(project="p", experiment=run)], failed=failed)
+    close([OfflineSafeWandbLogger(project="p", experiment=run)], failed=failed)
     assert said == [int(failed)]
 
 
 def test_a_failure_at_the_end_of_a_run_is_said(caplog):
-    charts = Charts(project="p", experiment=Failing(OSError("gone"), 1))
+    charts = OfflineSafeWandbLogger(project="p", experiment=Failing(OSError("gone"), 1))
     charts.log_metrics({"a": 1.0}, 0)
     close([charts])
     assert "Weights & Biases failed (OSError: gone)" in caplog.text
@@ -238,7 +238,7 @@ def test_after_sigterm_nobody_waits_for_an_upload(caplog):
             self.released.wait(60)
 
     slow = Slow(None, 9)
-    charts = Charts(project="p", experiment=slow)
+    charts = OfflineSafeWandbLogger(project="p", experiment=slow)
     try:
         close([charts], patience=0.1)  # a test that waits ends after a minute, and fails
         assert slow.begun.is_set()
@@ -247,7 +247,7 @@ def test_after_sigterm_nobody_waits_for_an_upload(caplog):
     finally:
         slow.released.set()
 
-    quick = Charts(project="p", experiment=Failing(None, 9))
+    quick = OfflineSafeWandbLogger(project="p", experiment=Failing(None, 9))
     close([quick], patience=60)
     assert not quick.uploading
 

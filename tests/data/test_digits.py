@@ -45,8 +45,8 @@ def test_enlarging_is_bilinear_between_pixel_centres(size):
     images, same_labels = Digits(size).load("evaluation")
     centres = (np.arange(size) + 0.5) * 8 / size - 0.5
     weights = np.stack([np.interp(centres, np.arange(8), unit) for unit in np.eye(8)], axis=1)
-    grey = originals.reshape(-1, 8, 8) * 255 / 16
-    expected = weights @ grey @ weights.T
+    gray = originals.reshape(-1, 8, 8) * 255 / 16
+    expected = weights @ gray @ weights.T
     assert np.abs(images[:, 0].numpy() - expected).max() < 0.5 + 1e-3
     np.testing.assert_array_equal(labels, same_labels.numpy())
 

@@ -11,7 +11,7 @@ SHAPE = (3, 6, 6)
 
 
 def picture(path, value):
-    """One grey value everywhere, without loss."""
+    """One gray value everywhere, without loss."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((6, 6, 3), value, dtype=np.uint8)).save(path, "PNG")
 

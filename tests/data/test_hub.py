@@ -120,21 +120,21 @@ def test_evaluation_split_may_have_any_of_its_names(tmp_path, name):
 
 
 def test_grey_images_in_a_colour_set_fill_all_channels(tmp_path):
-    grey, colour = pixels(1, channels=1)[0], pixels(1)[0]
-    write(tmp_path / "set", "test", [colour, grey], [0, 1])
+    gray, color = pixels(1, channels=1)[0], pixels(1)[0]
+    write(tmp_path / "set", "test", [color, gray], [0, 1])
     images = HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation").images.numpy()
-    np.testing.assert_array_equal(images[0], colour.transpose(2, 0, 1))
-    np.testing.assert_array_equal(images[1], np.stack([grey] * 3))
+    np.testing.assert_array_equal(images[0], color.transpose(2, 0, 1))
+    np.testing.assert_array_equal(images[1], np.stack([gray] * 3))
 
 
 def test_colour_images_in_a_grey_set_become_their_luminance(tmp_path):
-    grey, colour = pixels(1, channels=1)[0], pixels(1)[0]
-    write(tmp_path / "set", "test", [colour, grey], [0, 1])
+    gray, color = pixels(1, channels=1)[0], pixels(1)[0]
+    write(tmp_path / "set", "test", [color, gray], [0, 1])
     images = HubImages(str(tmp_path / "set"), (1, 8, 8)).load("evaluation").images.numpy()
     assert images.shape == (2, 1, 8, 8)
-    luminance = colour @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
+    luminance = color @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
     assert np.abs(images[0, 0] - luminance).max() <= 1
-    np.testing.assert_array_equal(images[1, 0], grey)
+    np.testing.assert_array_equal(images[1, 0], gray)
 
 
 def test_images_of_other_sizes_are_resized_and_cropped(tmp_path):

@@ -26,7 +26,7 @@ def as_array(image):
 
 @pytest.mark.parametrize(
     ("size", "resized", "corner"),
-    [  # (width, height), what ImageNet's evaluation resizes it to, the corner of the centre
+    [  # (width, height), what ImageNet's evaluation resizes it to, the corner of the center
         ((500, 375), (341, 256), (58, 16)),
         ((375, 500), (256, 341), (16, 58)),
         ((301, 300), (256, 256), (16, 16)),
@@ -66,11 +66,11 @@ def test_picture_of_the_wanted_size_is_untouched(crop):
 
 
 def test_grey_becomes_rgb_and_rgb_its_luminance():
-    grey, colour = noise(6, 6, channels=1), noise(6, 6)
-    found = as_array(Decoder((3, 6, 6))(encode(grey)))
-    np.testing.assert_array_equal(found, np.stack([grey] * 3, axis=-1))
-    luminance = colour @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
-    assert np.abs(Decoder((1, 6, 6))(encode(colour))[0].numpy() - luminance).max() <= 1
+    gray, color = noise(6, 6, channels=1), noise(6, 6)
+    found = as_array(Decoder((3, 6, 6))(encode(gray)))
+    np.testing.assert_array_equal(found, np.stack([gray] * 3, axis=-1))
+    luminance = color @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
+    assert np.abs(Decoder((1, 6, 6))(encode(color))[0].numpy() - luminance).max() <= 1
 
 
 def test_pictures_are_turned_upright_as_their_camera_says():

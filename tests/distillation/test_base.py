@@ -102,16 +102,16 @@ def test_accuracies_equal_a_count_by_hand(tiny_method, tiny_data, fit):
 def test_without_real_images_the_agreement_on_held_back_ones_is_reported(
     tiny_method, tiny_data, fit
 ):
-    method, data = tiny_method(), tiny_data(evaluation=False, held_back=0.25)
+    method, data = tiny_method(), tiny_data(evaluation=False, holdout=0.25)
     fit(method, data)
     method.student.eval()
-    images = data.held_back.images / 255
+    images = data.holdout.images / 255
     agree = method.student(images).argmax(1) == method.teacher(images).argmax(1)
     results = method.results()
     assert results["student_accuracy"] is None
     assert results["teacher_accuracy"] is None
     assert results["agreement"] == pytest.approx(agree.float().mean().item())
-    assert len(data.held_back) == 4 * 3
+    assert len(data.holdout) == 4 * 3
 
 
 def test_checkpoint_leaves_the_teacher_out_and_holds_plain_values(

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from nayer_pl.distillation.collapse import CollapseWatch
+from nayer_pl.distillation.collapse import CollapseMonitor
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def warnings(caplog):
 
 
 def test_rounds_of_equal_images_are_told_once_and_not_before_the_third(warnings):
-    watch, image = CollapseWatch("model.generator_lr"), torch.rand(1, 1, 8, 8)
+    watch, image = CollapseMonitor("model.generator_lr"), torch.rand(1, 1, 8, 8)
     for round_ in range(1, 6):
         watch.update((image + 0.004 * torch.rand(20, 1, 8, 8)).clamp(0, 1), 0.9, num_classes=10)
         assert len(warnings()) == (round_ >= 3)
@@ -22,7 +22,7 @@ def test_rounds_of_equal_images_are_told_once_and_not_before_the_third(warnings)
 
 
 def test_one_good_round_in_between_is_forgiven(warnings):
-    watch = CollapseWatch("model.generator_lr")
+    watch = CollapseMonitor("model.generator_lr")
     for varied in (False, False, True, False, False):
         images = torch.rand(20, 1, 8, 8) if varied else torch.rand(1, 1, 8, 8).expand(20, 1, 8, 8)
         watch.update(images, 0.9, num_classes=10)
@@ -31,7 +31,7 @@ def test_one_good_round_in_between_is_forgiven(warnings):
 
 @pytest.mark.parametrize(("agreement", "told"), [(0.10, True), (0.05, True), (0.5, False)])
 def test_labels_that_the_teacher_only_guesses_are_told(warnings, agreement, told):
-    watch = CollapseWatch("model.generator_lr")
+    watch = CollapseMonitor("model.generator_lr")
     for _ in range(3):
         watch.update(torch.rand(20, 1, 8, 8), agreement, num_classes=10)
     assert bool(warnings()) is told
@@ -40,7 +40,7 @@ def test_labels_that_the_teacher_only_guesses_are_told(warnings, agreement, told
 
 
 def test_a_method_without_wanted_labels_is_not_asked_about_them(warnings):
-    watch = CollapseWatch("model.generator_lr")
+    watch = CollapseMonitor("model.generator_lr")
     for _ in range(4):
         watch.update(torch.rand(20, 1, 8, 8), None, num_classes=10)
     assert not warnings()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nayer_pl import DivergenceError
-from nayer_pl.distillation.divergence import StudentWatch, gradient_norm, not_finite
+from nayer_pl.distillation.divergence import NonFiniteGuard, gradient_norm, not_finite
 
 RATE = "model.generator_lr"
 NAMES = ["loss", "ce", "bn"]
@@ -85,7 +85,7 @@ def test_gradient_norm_is_that_of_one_long_vector():
     ],
 )
 def test_a_bad_student_step_is_stopped_before_it_is_made(loss, norm, sentence):
-    watch, sgd = StudentWatch(), torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    watch, sgd = NonFiniteGuard(), torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     watch.before_step(sgd, torch.tensor(1.0), torch.tensor(2.0), 1)
     with pytest.raises(DivergenceError, match=sentence):
         watch.before_step(sgd, torch.tensor(loss), torch.tensor(norm), 2)
@@ -93,10 +93,10 @@ def test_a_bad_student_step_is_stopped_before_it_is_made(loss, norm, sentence):
 
 def test_where_asking_would_wait_a_fused_optimizer_leaves_the_bad_step_out(monkeypatch):
     """A GPU's way, with the CPU's kernels: the weight stays, the first bad step is remembered."""
-    monkeypatch.setattr("nayer_pl.distillation.divergence.StudentWatch.WAITS_FOR_NOTHING", ())
+    monkeypatch.setattr("nayer_pl.distillation.divergence.NonFiniteGuard.WAITS_FOR_NOTHING", ())
     weight = torch.nn.Parameter(torch.ones(2))
     sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9, fused=True)
-    watch = StudentWatch()
+    watch = NonFiniteGuard()
     for update, gradient in enumerate([1.0, math.nan, 1.0, math.inf], start=1):
         weight.grad = torch.full((2,), gradient)
         watch.before_step(sgd, torch.tensor(1.0), gradient_norm([weight]), update)
@@ -107,7 +107,7 @@ def test_where_asking_would_wait_a_fused_optimizer_leaves_the_bad_step_out(monke
 
 
 def test_what_was_told_is_not_told_again():
-    watch, sgd = StudentWatch(), torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    watch, sgd = NonFiniteGuard(), torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     with pytest.raises(DivergenceError):
         watch.before_step(sgd, torch.tensor(math.nan), torch.tensor(math.nan), 1)
     watch.check()

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nayer_pl import Classifier, Digits, InputError
-from nayer_pl.distillation.evaluation import Evaluation, stop_at_chance
+from nayer_pl.distillation.evaluation import Evaluation, check_teacher_above_chance
 
 
 def passes(right: int, images: int, classes: int) -> bool:
     try:
-        stop_at_chance(right / images, images, classes)
+        check_teacher_above_chance(right / images, images, classes)
     except InputError:
         return False
     return True
@@ -54,7 +54,7 @@ def test_a_teacher_that_is_always_right_passes_however_few_the_images(images):
 
 def test_the_message_says_both_figures_and_where_to_look():
     with pytest.raises(InputError) as error:
-        stop_at_chance(0.105, images=10_000, num_classes=10)
+        check_teacher_above_chance(0.105, images=10_000, num_classes=10)
     for part in ("10.5 %", "10,000", "10 classes", "10.0 %", "teacher.mean", "check_teacher=false"):
         assert part in str(error.value)
 
@@ -90,21 +90,21 @@ def asked(teacher, labels=None):
 
 def test_a_trained_teacher_passes(teacher):
     assert asked(teacher)[0] > 0.9
-    stop_at_chance(*asked(teacher))
+    check_teacher_above_chance(*asked(teacher))
 
 
 @pytest.mark.parametrize("shift", range(1, 10))
 def test_labels_in_another_order_are_noticed(teacher, shift):
     labels = (Digits(8).load("evaluation").labels + shift) % 10
     with pytest.raises(InputError, match="order of the labels"):
-        stop_at_chance(*asked(teacher, labels))
+        check_teacher_above_chance(*asked(teacher, labels))
 
 
 def test_labels_of_other_images_are_noticed(teacher):
     labels = Digits(8).load("evaluation").labels
     shuffled = labels[torch.randperm(500, generator=torch.Generator().manual_seed(0))]
     with pytest.raises(InputError, match="The teacher is right on"):
-        stop_at_chance(*asked(teacher, shuffled))
+        check_teacher_above_chance(*asked(teacher, shuffled))
 
 
 def test_a_normalisation_for_images_up_to_255_is_noticed(teacher):
@@ -116,7 +116,7 @@ def test_a_run_stops_before_any_synthesis(tiny_method, tiny_data, fit, monkeypat
     def never(*_):
         raise AssertionError("a synthesis round had begun")
 
-    monkeypatch.setattr("nayer_pl.NAYER.synthesise", never)
+    monkeypatch.setattr("nayer_pl.NAYER.synthesize", never)
     method = tiny_method(check_teacher=True)
     torch.nn.init.zeros_(method.teacher.network.head.weight)  # one answer to every image
     with pytest.raises(InputError, match=r"right on 33\.3 % of 24 evaluation images"):

@@ -12,7 +12,7 @@ from nayer_pl.distillation.online import OnlineDistillation
 
 SHAPE = (1, 8, 8)
 PLAN = {
-    "epochs": 2, "warmup_epochs": 0, "rounds_per_epoch": 3, "kd_steps": 6, "alternate": True,
+    "epochs": 2, "warmup_epochs": 0, "rounds_per_epoch": 3, "kd_steps": 6, "interleaved": True,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nayer_pl.losses.batchnorm import ChannelMoments
-from nayer_pl.synthesis import StatisticsMatching
+from nayer_pl.synthesis import BatchNormMatching
 
 
 class Net(nn.Module):
@@ -48,7 +48,7 @@ def convolve(x, conv):
     return np.einsum("oc,bchw->bohw", weight, x) + bias
 
 
-def normalise(x, norm):
+def normalize(x, norm):
     def column(tensor):
         return tensor.detach().numpy().astype(np.float64)[:, None, None]
 
@@ -64,7 +64,7 @@ def mean_and_variance(values):
 def by_hand(net, x):
     """Mean and biased variance of the input of first_norm and of last_norm."""
     first = convolve(x.numpy().astype(np.float64), net.first)
-    last = convolve(np.maximum(normalise(first, net.first_norm), 0), net.last)
+    last = convolve(np.maximum(normalize(first, net.first_norm), 0), net.last)
     return [mean_and_variance(first), mean_and_variance(last)]
 
 
@@ -89,14 +89,14 @@ def watch(matching, x):
 
 
 def test_first_round_counts_its_own_batch_alone(teacher):
-    matching = StatisticsMatching(teacher)
+    matching = BatchNormMatching(teacher)
     for seed in (1, 2):
         expected = expected_loss(teacher, by_hand(teacher, images(seed)))
         assert watch(matching, images(seed)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_later_rounds_average_with_the_last_step_of_each_earlier_one(teacher):
-    matching = StatisticsMatching(teacher)
+    matching = BatchNormMatching(teacher)
     average = None
     for last_seeds in ((1, 2), (3,), (4, 5, 6), (7,)):
         for seed in last_seeds:
@@ -111,7 +111,7 @@ def test_later_rounds_average_with_the_last_step_of_each_earlier_one(teacher):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_momentum_is_the_weight_of_the_past(teacher, momentum):
-    matching = StatisticsMatching(teacher, momentum)
+    matching = BatchNormMatching(teacher, momentum)
     watch(matching, images(1))
     matching.finish_round()
     moments = mixed(by_hand(teacher, images(2)), by_hand(teacher, images(1)), momentum)
@@ -119,7 +119,7 @@ def test_momentum_is_the_weight_of_the_past(teacher, momentum):
 
 
 def test_rounds_may_differ_in_size(teacher):
-    matching = StatisticsMatching(teacher)
+    matching = BatchNormMatching(teacher)
     watch(matching, images(1, batch=3))
     matching.finish_round()
     small, large = images(1, batch=3), images(2, batch=9)
@@ -135,7 +135,7 @@ def test_loss_vanishes_where_the_teacher_expects_exactly_this_batch(teacher):
     _, last = by_hand(teacher, x)
     teacher.last_norm.running_mean.copy_(torch.from_numpy(last[0]))
     teacher.last_norm.running_var.copy_(torch.from_numpy(last[1]))
-    assert watch(StatisticsMatching(teacher), x) == pytest.approx(0, abs=1e-5)
+    assert watch(BatchNormMatching(teacher), x) == pytest.approx(0, abs=1e-5)
 
 
 def test_gradient_reaches_the_images_through_the_share_of_this_batch(teacher):
@@ -151,7 +151,7 @@ def test_gradient_reaches_the_images_through_the_share_of_this_batch(teacher):
         rise = expected_loss(teacher, mixed(up, old)) - expected_loss(teacher, mixed(down, old))
         return rise / (2 * step)
 
-    matching = StatisticsMatching(teacher)
+    matching = BatchNormMatching(teacher)
     watch(matching, images(1))
     matching.finish_round()
     direction = torch.randn(images(2).shape, generator=torch.Generator().manual_seed(9)).double()
@@ -161,7 +161,7 @@ def test_gradient_reaches_the_images_through_the_share_of_this_batch(teacher):
 
 def test_teacher_is_neither_trained_nor_changed(teacher):
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    matching = StatisticsMatching(teacher)
+    matching = BatchNormMatching(teacher)
     x = images(1).requires_grad_()
     for _ in range(2):
         matching.train()  # as whatever contains it may be
@@ -175,7 +175,7 @@ def test_teacher_is_neither_trained_nor_changed(teacher):
 
 
 def test_average_carries_no_graph(teacher):
-    matching = StatisticsMatching(teacher)
+    matching = BatchNormMatching(teacher)
     first = images(1).requires_grad_()
     matching(first)
     matching.finish_round()
@@ -185,7 +185,7 @@ def test_average_carries_no_graph(teacher):
 
 
 def test_the_teacher_itself_is_not_watched(teacher):
-    matching = StatisticsMatching(teacher)
+    matching = BatchNormMatching(teacher)
     loss = watch(matching, images(1))
     teacher(images(2))
     assert float(matching.loss()) == loss
@@ -193,7 +193,7 @@ def test_the_teacher_itself_is_not_watched(teacher):
 
 
 def test_the_watched_teacher_is_the_teacher(teacher):
-    matching = StatisticsMatching(teacher)
+    matching = BatchNormMatching(teacher)
     assert torch.equal(matching(images(1)), teacher(images(1)))
     teacher.load_state_dict({key: value * 0.5 for key, value in teacher.state_dict().items()})
     assert torch.equal(matching(images(1)), teacher(images(1)))
@@ -203,14 +203,14 @@ def test_the_watched_teacher_is_the_teacher(teacher):
 
 def test_a_norm_that_sees_nothing_is_at_home(teacher):
     teacher.unused = nn.BatchNorm2d(7)
-    assert watch(StatisticsMatching(teacher), images(1)) == pytest.approx(
+    assert watch(BatchNormMatching(teacher), images(1)) == pytest.approx(
         expected_loss(teacher, by_hand(teacher, images(1))), rel=1e-5
     )
 
 
 def test_only_two_dimensional_norms_with_running_statistics_count():
     norms = nn.BatchNorm2d(2), nn.BatchNorm2d(2, track_running_stats=False), nn.BatchNorm1d(2)
-    matching = StatisticsMatching(nn.Sequential(*norms))
+    matching = BatchNormMatching(nn.Sequential(*norms))
     assert [norm.weight for norm in matching.norms] == [norms[0].weight]
 
 
@@ -276,12 +276,12 @@ def test_a_teacher_with_normalised_weights_can_be_watched():
     """It keeps a tensor that was computed, as an attribute; such cannot be copied."""
     net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)).eval()
     x = torch.rand(5, 3, 8, 8)
-    torch.testing.assert_close(StatisticsMatching(net)(x), net(x))
+    torch.testing.assert_close(BatchNormMatching(net)(x), net(x))
 
 
 @pytest.mark.parametrize("weighed", [True, False])
 def test_after_a_round_nothing_of_its_last_step_is_kept(teacher, weighed):
-    matching = StatisticsMatching(teacher)
+    matching = BatchNormMatching(teacher)
     x = images(1).requires_grad_()
     inputs = []
     matching.norms[0].register_forward_pre_hook(lambda _, given: inputs.append(ref(given[0])))

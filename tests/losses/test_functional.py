@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nayer_pl.losses.functional import divergence
-from nayer_pl.synthesis import adversarial_loss, distillation_loss, label_loss
+from nayer_pl.synthesis import adversarial_loss, class_loss, distillation_loss
 
 
 def softmax(logits, temperature=1.0):
@@ -31,19 +31,19 @@ def test_label_loss_is_the_mean_negative_log_probability(batch, classes):
         -math.log(softmax(row)[target])
         for row, target in zip(teacher.tolist(), targets.tolist(), strict=True)
     ]
-    loss = label_loss(teacher, targets)
+    loss = class_loss(teacher, targets)
     assert loss.ndim == 0
     assert float(loss) == pytest.approx(sum(expected) / batch, rel=1e-12)
 
 
 def test_label_loss_of_equal_logits_is_log_of_classes():
-    assert float(label_loss(torch.zeros(4, 10), torch.arange(4))) == pytest.approx(math.log(10))
+    assert float(class_loss(torch.zeros(4, 10), torch.arange(4))) == pytest.approx(math.log(10))
 
 
 def test_label_loss_gradient_is_probability_minus_one_hot():
     teacher = logits(6, 4).requires_grad_()
     targets = torch.tensor([0, 1, 2, 3, 0, 1])
-    label_loss(teacher, targets).backward()
+    class_loss(teacher, targets).backward()
     expected = torch.tensor([softmax(row) for row in teacher.tolist()], dtype=torch.float64)
     expected[range(6), targets] -= 1
     torch.testing.assert_close(teacher.grad, expected / 6)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from nayer_pl import Augmentation, Classifier, Generator, InputError
+from nayer_pl import Classifier, Generator, InputError, RandomCropFlip
 from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.methods.cmi import CMI
 from nayer_pl.networks import wrn16_1
@@ -36,7 +36,7 @@ class Spy(Callback):
         self.rounds, self.steps = [], []
 
     def on_fit_start(self, trainer, method):
-        judge, synthesise = method._judge, method.synthesise
+        judge, synthesize = method._judge, method.synthesize
 
         def watched_judge(whole, part, earlier, targets, warm_up):
             terms = judge(whole, part, earlier, targets, warm_up)
@@ -47,11 +47,11 @@ class Spy(Callback):
 
         def watched(targets, warm_up):
             self.steps, before = [], trainer.datamodule.bank.images.clone()
-            images, _ = synthesise(targets, warm_up)
+            images, _ = synthesize(targets, warm_up)
             self.rounds.append((images, self.steps, before, warm_up))
             return images, _
 
-        method._judge, method.synthesise = watched_judge, watched
+        method._judge, method.synthesize = watched_judge, watched
 
 
 def seen_by(teacher, images):
@@ -115,7 +115,7 @@ def test_gradients_of_the_contrastive_term_flow_through_the_part_only(cmi):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_views_are_the_augmented_image_and_a_part_of_the_plain_one(cmi, flip):
-    crop = Augmentation(2, flip=flip)
+    crop = RandomCropFlip(2, flip=flip)
     method = cmi(augmentation=crop, part=(0.25, 0.5))
     images = torch.rand(12, *SHAPE, requires_grad=True)
     method.rng, rng = (torch.Generator().manual_seed(7) for _ in "ab")
@@ -242,7 +242,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(cmi, tiny_data, fit, t
 
     def run(**options):
         torch.manual_seed(3)
-        method, data = cmi(augmentation=Augmentation(1), negatives=20), tiny_data()
+        method, data = cmi(augmentation=RandomCropFlip(1), negatives=20), tiny_data()
         saver = KeepAll(tmp_path / "checkpoints", minutes=0)
         fit(method, data, callbacks=[saver], enable_checkpointing=True, **options)
         nets = (method.student, method.head)

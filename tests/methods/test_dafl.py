@@ -17,7 +17,7 @@ from nayer_pl.networks.watching import layer_inputs
 SHAPE = (1, 8, 8)
 PLAN = {
     "epochs": 2, "warmup_epochs": 0, "rounds_per_epoch": 3, "kd_steps": 3, "round_size": 16,
-    "batch_size": 16, "alternate": True,
+    "batch_size": 16, "interleaved": True,
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from scipy.spatial.distance import jensenshannon
 
-from nayer_pl import Augmentation, InputError
+from nayer_pl import InputError, RandomCropFlip
 from nayer_pl.bank import SynthesisRound
 from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.methods.deepinversion import (
@@ -17,7 +17,7 @@ from nayer_pl.methods.deepinversion import (
     roll_and_mirror,
     total_variation,
 )
-from nayer_pl.runtime.rng import Purpose, stream_seed
+from nayer_pl.runtime.rng import Stream, stream_seed
 
 SHAPE = (1, 8, 8)
 
@@ -54,14 +54,14 @@ class Spy(Callback):
         self.rounds = []
 
     def on_fit_start(self, trainer, method):
-        synthesise = method.synthesise
+        synthesize = method.synthesize
 
         def watched(targets, warm_up):
-            images, history = synthesise(targets, warm_up)
+            images, history = synthesize(targets, warm_up)
             self.rounds.append((targets, images, history, warm_up))
             return images, history
 
-        method.synthesise = watched
+        method.synthesize = watched
 
 
 def test_total_variation_is_that_of_a_loop():
@@ -139,12 +139,12 @@ def statistics_loss(teacher, images):
 
 
 def test_every_round_is_a_loop_written_out_with_an_optimizer_of_its_own(inversion, tiny_data, fit):
-    """Plain Adam on a new leaf; all terms by hand, in normalised units, clipped by hand."""
+    """Plain Adam on a new leaf; all terms by hand, in normalized units, clipped by hand."""
     weights = {"ce_weight": 0.7, "tv_weight": 0.02, "l2_weight": 0.03, "bn_weight": 2.0}
     method = inversion(jitter=0, flip=False, seed=9, image_steps=12, **weights).double()
     spy = Spy()
     fit(method, tiny_data(), callbacks=[spy], max_epochs=1, precision="64-true")
-    rng = torch.Generator().manual_seed(stream_seed(9, 0, Purpose.NOISE))
+    rng = torch.Generator().manual_seed(stream_seed(9, 0, Stream.NOISE))
     teacher = method.teacher.eval()
     mean, std = teacher.mean, teacher.std
     assert len(spy.rounds) == 2
@@ -293,4 +293,4 @@ def test_nothing_is_left_of_a_round_in_the_next(inversion, tiny_data, fit):
 
 def test_augmentation_of_others_is_refused(inversion):
     with pytest.raises(InputError, match="jitter and flip are its own"):
-        inversion(augmentation=Augmentation(1))
+        inversion(augmentation=RandomCropFlip(1))

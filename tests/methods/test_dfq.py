@@ -11,12 +11,12 @@ from nayer_pl import BankOptions, InputError
 from nayer_pl.app.train import build
 from nayer_pl.bank import SynthesisRound
 from nayer_pl.bank.epoch import EpochPlan
-from nayer_pl.methods.dfq import DFQ, GaussianMatching, entropy_loss, gaussian_divergence
+from nayer_pl.methods.dfq import DFQ, GaussianMatching, entropy_loss, gaussian_kl
 
 SHAPE = (1, 8, 8)
 PLAN = {
     "epochs": 2, "warmup_epochs": 1, "warmup_rounds": 3, "rounds_per_epoch": 3, "kd_steps": 3,
-    "round_size": 16, "batch_size": 16, "alternate": True,
+    "round_size": 16, "batch_size": 16, "interleaved": True,
 }  # fmt: skip
 
 
@@ -48,9 +48,9 @@ def test_gaussian_divergence_is_that_of_torch_distributions():
     expected = kl_divergence(
         Normal(mean, variance.sqrt()), Normal(other_mean, other_variance.sqrt())
     )
-    found = gaussian_divergence(mean, variance, other_mean, other_variance)
+    found = gaussian_kl(mean, variance, other_mean, other_variance)
     torch.testing.assert_close(found, expected)
-    assert float((gaussian_divergence(mean, variance, mean, variance)).abs().max()) < 1e-12
+    assert float((gaussian_kl(mean, variance, mean, variance)).abs().max()) < 1e-12
 
 
 def test_statistics_term_is_summed_over_the_channels_of_all_layers(tiny_classifier):
@@ -186,14 +186,14 @@ def test_in_warm_up_the_generator_learns_the_statistics_and_the_student_waits(df
 def test_students_first_step_is_nesterovs(dfq, tiny_data, fit, momentum):
     """p - lr (1 + momentum) (gradient + decay p), from the loss written out."""
     method = dfq(weight_decay=0.01, learning_rate=0.05, momentum=momentum)
-    twin, seen = copy.deepcopy(method.student).train(), []
+    pair, seen = copy.deepcopy(method.student).train(), []
     learn = method.student_loss
     method.student_loss = lambda images: seen.append(images.clone()) or learn(images)
     plan = {**PLAN, "warmup_epochs": 0, "epochs": 1, "rounds_per_epoch": 1, "kd_steps": 1}
     fit(method, tiny_data(plan, bank=BankOptions(capacity=16)))
-    loss = kl(method.teacher(seen[0]), twin(seen[0])).mean()
-    grads = torch.autograd.grad(loss, list(twin.parameters()))
-    for p, grad, found in zip(twin.parameters(), grads, method.student.parameters(), strict=True):
+    loss = kl(method.teacher(seen[0]), pair(seen[0])).mean()
+    grads = torch.autograd.grad(loss, list(pair.parameters()))
+    for p, grad, found in zip(pair.parameters(), grads, method.student.parameters(), strict=True):
         expected = p - 0.05 * (1 + momentum) * (grad + 0.01 * p)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 

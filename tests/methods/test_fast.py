@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from nayer_pl import Augmentation, Generator, InputError
+from nayer_pl import Generator, InputError, RandomCropFlip
 from nayer_pl.bank import SynthesisRound
 from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.methods.fast import FastDFKD
-from nayer_pl.runtime.rng import Purpose, stream_seed
+from nayer_pl.runtime.rng import Stream, stream_seed
 
 SHAPE = (1, 8, 8)
 ROUNDS = {"warmup_rounds": 6}
@@ -82,7 +82,7 @@ def test_outer_update_is_that_of_a_loop_written_out(fast, tiny_data, fit, meta):
     spy = Spy()
     fit(method, tiny_data(ROUNDS), callbacks=[spy], max_epochs=1, precision="64-true")
 
-    rng, outer = torch.Generator().manual_seed(stream_seed(9, 0, Purpose.NOISE)), NaiveAdam()
+    rng, outer = torch.Generator().manual_seed(stream_seed(9, 0, Stream.NOISE)), NaiveAdam()
     for targets, found in zip(spy.targets, spy.meta, strict=True):
         z = torch.empty(12, 16, dtype=torch.float64).normal_(generator=rng)
         adapted, inner, total = [*theta, z], NaiveAdam(), None
@@ -149,8 +149,8 @@ def test_from_the_meta_generator_it_takes_fewer_steps(fast, tiny_data, fit, meta
 
 def test_loss_is_the_weighted_sum_and_warm_up_has_no_adversary(fast, tiny_data, fit):
     method, rounds = fast(bn_weight=3.0, ce_weight=0.7, adv_weight=2.0), []
-    synthesise = method.synthesise
-    method.synthesise = lambda *a: rounds.append((a[1], synthesise(*a))) or rounds[-1][1]
+    synthesize = method.synthesize
+    method.synthesize = lambda *a: rounds.append((a[1], synthesize(*a))) or rounds[-1][1]
     fit(method, tiny_data())
     assert [warm_up for warm_up, _ in rounds] == [True, True, False, False]
     for warm_up, (_, history) in rounds:
@@ -179,7 +179,7 @@ def test_noise_is_new_in_every_round_and_learned_in_it(fast, tiny_data, fit):
 
 
 def test_augmentation_is_seen_by_the_judges_but_not_banked(fast, tiny_data, fit):
-    method, data, made, seen = fast(augmentation=Augmentation(2)), tiny_data(), [], []
+    method, data, made, seen = fast(augmentation=RandomCropFlip(2)), tiny_data(), [], []
     make = method._make
     method._make = lambda count: made.append(make(count)) or made[-1]
     method.statistics.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -218,7 +218,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(fast, tiny_data, fit, 
 
     def run(**options):
         torch.manual_seed(3)
-        method = fast(augmentation=Augmentation(1), first_layer_reset=2)
+        method = fast(augmentation=RandomCropFlip(1), first_layer_reset=2)
         saver, data = KeepAll(tmp_path / "checkpoints", minutes=0), tiny_data({"warmup_rounds": 3})
         trainer = fit(method, data, callbacks=[saver], enable_checkpointing=True, **options)
         ages = {int(state["step"]) for state in trainer.optimizers[2].state.values()}

@@ -91,7 +91,7 @@ def test_teacher_and_student_must_be_two_that_fit(make, tiny_classifier, tmp_pat
 
 def test_the_student_takes_over_its_teachers_normalisation(make, tiny_classifier):
     method = make(student=Classifier(tiny_classifier().network))
-    assert method.student.normalisation == method.teacher.normalisation
+    assert method.student.normalization == method.teacher.normalization
 
 
 def test_plain_dataloaders_are_refused(make, tmp_path):

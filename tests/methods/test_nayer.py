@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from nayer_pl import CMI, NAYER, Augmentation, DivergenceError, InputError, LabelText
+from nayer_pl import CMI, NAYER, DivergenceError, InputError, LabelText, RandomCropFlip
 from nayer_pl.bank import SynthesisRound
 
 
@@ -17,7 +17,7 @@ class Spy(Callback):
         self.rounds, self.steps = [], []
 
     def on_fit_start(self, trainer, method):
-        make, judge, synthesise = method._make, method.invert, method.synthesise
+        make, judge, synthesize = method._make, method.invert, method.synthesize
 
         def spy_make(targets):
             self.made = make(targets)
@@ -30,12 +30,12 @@ class Spy(Callback):
 
         def spy_synthesise(targets, warm_up):
             self.steps = []
-            images, history = synthesise(targets, warm_up)
+            images, history = synthesize(targets, warm_up)
             self.rounds.append((images, history, self.steps, warm_up, targets))
             return images, history
 
         method._make, method.invert = spy_make, spy_judge
-        method.synthesise = spy_synthesise
+        method.synthesize = spy_synthesise
 
 
 def test_images_of_the_lowest_loss_are_kept(tiny_method, tiny_data, fit):
@@ -84,8 +84,10 @@ def test_generator_learns_within_a_round(tiny_method, tiny_data, fit):
         assert history["loss"][-10:].mean() < history["loss"][:5].mean()
 
 
-@pytest.mark.parametrize("reinitialise", [True, False])
-def test_noisy_layer_starts_every_round_anew_or_never(tiny_method, tiny_data, fit, reinitialise):
+@pytest.mark.parametrize("reset_noisy_layer", [True, False])
+def test_noisy_layer_starts_every_round_anew_or_never(
+    tiny_method, tiny_data, fit, reset_noisy_layer
+):
     starts = []
 
     class Watch(Callback):
@@ -100,11 +102,11 @@ def test_noisy_layer_starts_every_round_anew_or_never(tiny_method, tiny_data, fi
 
                 method.conditioning.start_round = watched
 
-    method = tiny_method(reinitialise_noisy_layer=reinitialise, generator_lr=1e-6)
+    method = tiny_method(reset_noisy_layer=reset_noisy_layer, generator_lr=1e-6)
     fit(method, tiny_data(), callbacks=[Watch()])
     assert len(starts) == 4
     changed = [float((b - a).abs().mean()) for a, b in itertools.pairwise(starts)]
-    assert all((change > 0.5) == reinitialise for change in changed)
+    assert all((change > 0.5) == reset_noisy_layer for change in changed)
 
 
 def test_generator_is_rebuilt_in_place_when_its_life_ends(tiny_method, tiny_data, fit):
@@ -173,7 +175,7 @@ def test_any_module_can_be_the_generator(make, tiny_classifier, tiny_data, fit):
 
 def test_augmentation_is_seen_by_the_judges_but_not_banked(tiny_method, tiny_data, fit):
     spy = Spy()
-    method = tiny_method(augmentation=Augmentation(2, flip=True))
+    method = tiny_method(augmentation=RandomCropFlip(2, flip=True))
     teacher_saw = []
     method.statistics.register_forward_pre_hook(lambda _, inputs: teacher_saw.append(inputs[0]))
     data = tiny_data()

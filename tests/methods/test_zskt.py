@@ -18,7 +18,7 @@ SHAPE = (1, 8, 8)
 TURNS, STEPS = 2, 10
 PLAN = {
     "epochs": 2, "warmup_epochs": 0, "rounds_per_epoch": TURNS, "kd_steps": TURNS * STEPS,
-    "round_size": 16, "batch_size": 16, "alternate": True,
+    "round_size": 16, "batch_size": 16, "interleaved": True,
 }  # fmt: skip
 
 

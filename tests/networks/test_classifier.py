@@ -47,18 +47,18 @@ def test_state_dict_adds_nothing_to_the_network():
 
 def test_without_a_normalisation_nothing_is_classified():
     classifier = Classifier(nn.Identity())
-    assert not classifier.normalises
+    assert not classifier.has_normalization
     with pytest.raises(InputError, match="mean and std"):
         classifier(torch.rand(1, 3, 4, 4))
     with pytest.raises(InputError, match="mean and std"):
-        Classifier(nn.Identity()).normalise_like(classifier)
+        Classifier(nn.Identity()).copy_normalization(classifier)
 
 
 def test_a_student_normalises_as_its_teacher():
     teacher = Classifier(nn.Identity(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     student = Classifier(nn.Identity())
-    student.normalise_like(teacher)
-    assert student.normalises
+    student.copy_normalization(teacher)
+    assert student.has_normalization
     images = torch.rand(2, 3, 4, 4)
     assert torch.equal(student(images), teacher(images))
     assert list(student.state_dict()) == []
@@ -68,7 +68,7 @@ def test_a_student_normalises_as_its_teacher():
 
 @pytest.mark.parametrize("options", [{}, {"mean": [0.5], "std": [0.25]}])
 def test_plain_values_of_the_normalisation(options):
-    assert Classifier(nn.Identity(), **options).normalisation == options
+    assert Classifier(nn.Identity(), **options).normalization == options
 
 
 def test_normalisation_follows_the_device_and_dtype():
@@ -105,7 +105,7 @@ def test_network_that_nobody_described_has_no_description():
 def test_num_classes_is_what_the_network_gives():
     assert (
         Classifier(wrn16_1(6)).num_classes((3, 32, 32)) == 6
-    )  # a student has no normalisation yet
+    )  # a student has no normalization yet
     assert Classifier(wrn16_1(11, channels=1), (0.5,), (0.5,)).num_classes([1, 28, 28]) == 11
 
 
@@ -145,9 +145,9 @@ def test_what_a_network_answers_in_training_mode_is_tried_without_a_trace():
     assert classifier.num_classes((1, 4, 4)) == 3
     before = copy.deepcopy(classifier.state_dict())
     with pytest.raises(InputError, match=r"Auxiliary must answer .* not tuple, in training mode"):
-        classifier.try_training((1, 4, 4))
+        classifier.check_train_forward((1, 4, 4))
     assert not any(module.training for module in classifier.modules())
-    Classifier(classifier.network.body, (0.5,), (0.5,)).try_training((1, 4, 4))
+    Classifier(classifier.network.body, (0.5,), (0.5,)).check_train_forward((1, 4, 4))
     assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
 
 
@@ -190,8 +190,8 @@ def test_build_classifier_starts_from_weights_and_their_normalisation(tmp_path):
     assert torch.equal(student.eval()(images), trained(images))
     assert all(p.requires_grad for p in student.parameters())
     student = build_classifier(WRN, weights=tmp_path / "s.pth")
-    assert not student.normalises
-    student.normalise_like(trained)
+    assert not student.has_normalization
+    student.copy_normalization(trained)
     assert torch.equal(student.eval()(images), trained(images))
 
 

@@ -86,7 +86,7 @@ def test_arguments_are_what_the_user_adds(config, tmp_path):
     with pytest.raises(InputError, match=r"my_nets\.build_net.*architecture=\{"):
         load_classifier(tmp_path / "s.safetensors")
     loaded, _ = load_classifier(tmp_path / "s.safetensors", described, mean=[0.4], std=[0.3])
-    student.normalise_like(loaded)
+    student.copy_normalization(loaded)
     images = torch.rand(3, 1, 16, 16)
     assert torch.equal(loaded(images), student.eval()(images))
 
@@ -105,7 +105,7 @@ def test_student_starts_from_a_file_and_sees_what_its_teacher_sees(config, caplo
     images = torch.rand(3, 1, 16, 16)
     torch.testing.assert_close(method.student.eval()(images), mine.eval()((images - 0.4) / 0.3))
     assert all(p.requires_grad for p in method.student.parameters())
-    assert method.product.normalisation == method.teacher.normalisation
+    assert method.product.normalization == method.teacher.normalization
     assert not caplog.records
 
 

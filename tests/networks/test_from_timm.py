@@ -60,14 +60,14 @@ def timm(monkeypatch):
     return module
 
 
-def normalised(images):
+def normalized(images):
     return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def test_published_teacher_by_configuration(config, timm):
     teacher = build(config("data=cifar10", "teacher=timm", "teacher.name=tiny.pub").teacher)
     images = torch.rand(3, 3, 32, 32)
-    expected = timm.published["tiny.pub"].eval()(normalised(images))
+    expected = timm.published["tiny.pub"].eval()(normalized(images))
     torch.testing.assert_close(teacher(images), expected)
     assert not any(module.training for module in teacher.modules())
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -90,7 +90,7 @@ def test_weights_of_your_own_are_loaded_and_nothing_is_fetched(config, timm, tmp
     means = [f"teacher.mean={list(MEAN)}", f"teacher.std={list(STD)}"]
     teacher = build(config(*chosen, *means).teacher)
     images = torch.rand(3, 3, 32, 32)
-    torch.testing.assert_close(teacher(images), mine.eval()(normalised(images)))
+    torch.testing.assert_close(teacher(images), mine.eval()(normalized(images)))
     assert timm.fetched == []
 
 
@@ -114,7 +114,7 @@ def test_fresh_student_for_the_data_is_rebuilt_from_its_file(config, timm, tmp_p
     student = build(cfg.student)
     assert student.num_classes(cfg.data.image_shape) == 10
     assert student.network.conv_stem.in_channels == 1
-    assert not student.normalises
+    assert not student.has_normalization
     network = from_timm("tiny", num_classes=10, channels=1)
     assert network.architecture == student.description["architecture"]
     student = type(student)(network, [0.3], [0.2]).freeze()

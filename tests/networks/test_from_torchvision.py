@@ -11,7 +11,7 @@ from torch import nn
 from nayer_pl import Classifier, InputError, load_classifier, save_classifier
 from nayer_pl.app.train import build
 
-# Two sets of weights with two normalisations, of ten classes.
+# Two sets of weights with two normalizations, of ten classes.
 NORMALISATION = {
     "IMAGENET1K_V1": ((0.5,) * 3, (0.25,) * 3),
     "IMAGENET1K_V2": ((0.1, 0.2, 0.3), (1, 2, 4)),
@@ -133,7 +133,7 @@ def test_fresh_student_for_the_data_is_rebuilt_from_its_file(config, models, dat
     # As any fresh convolution: uniform, up to 1 / sqrt(fan in).
     bound = (first.in_channels * 9) ** -0.5
     assert 0.5 * bound < first.weight.abs().max() <= bound
-    student.normalise_like(Classifier(nn.Identity(), [0.4], [0.3]))
+    student.copy_normalization(Classifier(nn.Identity(), [0.4], [0.3]))
     save_classifier(tmp_path / "s.safetensors", student)
     loaded, _ = load_classifier(tmp_path / "s.safetensors")
     images = torch.rand(3, *cfg.data.image_shape)

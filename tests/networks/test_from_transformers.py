@@ -109,7 +109,7 @@ def test_fresh_student_for_the_data_from_a_configuration_alone(config, tmp_path)
     cfg = config("data=digits", "student=transformers", f"student.name={tmp_path}/net")
     student = build(cfg.student)
     assert student.num_classes(cfg.data.image_shape) == 10
-    assert not student.normalises
+    assert not student.has_normalization
     assert student.network.config.hidden_sizes == [4, 6]
     logits = student.network(torch.rand(2, 1, 16, 16, requires_grad=True))
     assert logits.shape == (2, 10)

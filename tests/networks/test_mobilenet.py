@@ -76,10 +76,10 @@ def test_size_of_the_features(name, size, side):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_channel_changes_the_first_convolution_only(name):
-    grey, colour = (layout(name, 7, channels).state_dict() for channels in (1, 3))
-    differ = [key for key, value in colour.items() if value.shape != grey[key].shape]
+    gray, color = (layout(name, 7, channels).state_dict() for channels in (1, 3))
+    differ = [key for key, value in color.items() if value.shape != gray[key].shape]
     assert differ == ["features.0.0.weight"]
-    assert grey["features.0.0.weight"].shape == (32, 1, 3, 3)
+    assert gray["features.0.0.weight"].shape == (32, 1, 3, 3)
 
 
 # First blocks of the stages that halve the resolution.

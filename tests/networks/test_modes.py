@@ -1,6 +1,6 @@
 import pytest
 
-from nayer_pl.networks.modes import frozen, mode_kept
+from nayer_pl.networks.modes import frozen, preserve_mode
 
 
 def test_frozen_restores_mode_and_gradients(tiny_classifier):
@@ -19,7 +19,7 @@ def raise_in(net):
     raise RuntimeError("half way")
 
 
-@pytest.mark.parametrize("for_a_while", [frozen, mode_kept])
+@pytest.mark.parametrize("for_a_while", [frozen, preserve_mode])
 def test_a_part_in_another_mode_stays_in_it(tiny_classifier, for_a_while):
     net = tiny_classifier().train()
     net.network.head.eval()

@@ -80,10 +80,10 @@ def test_published_checkpoint_loads_unchanged(name, tmp_path):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_one_channel_changes_the_first_convolution_only(name):
-    grey, colour = layout(name, 10, 1), layout(name, 10, 3)
-    assert count(colour) - count(grey) == 2 * 9 * STEM_WIDTH[name]
-    grey_shapes = {k: v.shape for k, v in grey.state_dict().items()}
-    differ = [k for k, v in colour.state_dict().items() if v.shape != grey_shapes[k]]
+    gray, color = layout(name, 10, 1), layout(name, 10, 3)
+    assert count(color) - count(gray) == 2 * 9 * STEM_WIDTH[name]
+    grey_shapes = {k: v.shape for k, v in gray.state_dict().items()}
+    differ = [k for k, v in color.state_dict().items() if v.shape != grey_shapes[k]]
     assert len(differ) == 1
     assert grey_shapes[differ[0]][1] == 1
 
@@ -110,7 +110,7 @@ def convolve(x, weight, stride=1, bias=None):
     return out if bias is None else out + bias[:, None, None]
 
 
-def normalise(x, state, name):
+def normalize(x, state, name):
     mean, var, weight, bias = (
         state[f"{name}.{part}"][:, None, None]
         for part in ("running_mean", "running_var", "weight", "bias")
@@ -144,10 +144,10 @@ def compare(module, reference, channels, size=6):
 @pytest.mark.parametrize(("width", "stride"), [(4, 1), (6, 1), (6, 2)])
 def test_basic_block(width, stride):
     def reference(x, s):
-        out = relu(normalise(convolve(x, s["conv1.weight"], stride), s, "bn1"))
-        out = normalise(convolve(out, s["conv2.weight"]), s, "bn2")
+        out = relu(normalize(convolve(x, s["conv1.weight"], stride), s, "bn1"))
+        out = normalize(convolve(out, s["conv2.weight"]), s, "bn2")
         if "shortcut.0.weight" in s:
-            x = normalise(convolve(x, s["shortcut.0.weight"], stride), s, "shortcut.1")
+            x = normalize(convolve(x, s["shortcut.0.weight"], stride), s, "shortcut.1")
         return relu(out + x)
 
     compare(BasicBlock(4, width, stride, "shortcut"), reference, 4)
@@ -156,11 +156,11 @@ def test_basic_block(width, stride):
 @pytest.mark.parametrize(("channels", "stride"), [(4, 1), (12, 1), (12, 2)])
 def test_bottleneck(channels, stride):
     def reference(x, s):
-        out = relu(normalise(convolve(x, s["conv1.weight"]), s, "bn1"))
-        out = relu(normalise(convolve(out, s["conv2.weight"], stride), s, "bn2"))
-        out = normalise(convolve(out, s["conv3.weight"]), s, "bn3")
+        out = relu(normalize(convolve(x, s["conv1.weight"]), s, "bn1"))
+        out = relu(normalize(convolve(out, s["conv2.weight"], stride), s, "bn2"))
+        out = normalize(convolve(out, s["conv3.weight"]), s, "bn3")
         if "shortcut.0.weight" in s:
-            x = normalise(convolve(x, s["shortcut.0.weight"], stride), s, "shortcut.1")
+            x = normalize(convolve(x, s["shortcut.0.weight"], stride), s, "shortcut.1")
         return relu(out + x)
 
     compare(Bottleneck(channels, 3, stride, "shortcut"), reference, channels)
@@ -169,9 +169,9 @@ def test_bottleneck(channels, stride):
 @pytest.mark.parametrize(("width", "stride"), [(4, 1), (6, 1), (6, 2)])
 def test_pre_activation_block(width, stride):
     def reference(x, s):
-        activated = relu(normalise(x, s, "bn1"))
+        activated = relu(normalize(x, s, "bn1"))
         out = convolve(activated, s["conv1.weight"], stride)
-        out = convolve(relu(normalise(out, s, "bn2")), s["conv2.weight"])
+        out = convolve(relu(normalize(out, s, "bn2")), s["conv2.weight"])
         shortcut = s.get("convShortcut.weight")
         return out + (x if shortcut is None else convolve(activated, shortcut, stride))
 
@@ -184,7 +184,7 @@ def test_small_vgg():
             for i in (0, 3):
                 if f"{name}.{i}.weight" in s:
                     x = convolve(x, s[f"{name}.{i}.weight"], bias=s[f"{name}.{i}.bias"])
-                    x = relu(normalise(x, s, f"{name}.{i + 1}"))
+                    x = relu(normalize(x, s, f"{name}.{i + 1}"))
             if name == "block0":
                 x = x.reshape(*x.shape[:2], 3, 2, 3, 2).max(axis=(3, 5))
         return x.mean(axis=(2, 3)) @ s["classifier.weight"].T + s["classifier.bias"]
@@ -194,9 +194,9 @@ def test_small_vgg():
 
 def test_wide_resnet_is_its_parts_in_order():
     def block(x, s, name, stride):
-        activated = relu(normalise(x, s, f"{name}.bn1"))
+        activated = relu(normalize(x, s, f"{name}.bn1"))
         out = convolve(activated, s[f"{name}.conv1.weight"], stride)
-        out = convolve(relu(normalise(out, s, f"{name}.bn2")), s[f"{name}.conv2.weight"])
+        out = convolve(relu(normalize(out, s, f"{name}.bn2")), s[f"{name}.conv2.weight"])
         shortcut = s.get(f"{name}.convShortcut.weight")
         return out + (x if shortcut is None else convolve(activated, shortcut, stride))
 
@@ -205,7 +205,7 @@ def test_wide_resnet_is_its_parts_in_order():
         for stage, stride in ((1, 1), (2, 2), (3, 2)):
             for i in range(2):
                 x = block(x, s, f"block{stage}.layer.{i}", stride if i == 0 else 1)
-        x = relu(normalise(x, s, "bn1")).mean(axis=(2, 3))
+        x = relu(normalize(x, s, "bn1")).mean(axis=(2, 3))
         return x @ s["fc.weight"].T + s["fc.bias"]
 
     compare(networks.wrn16_1(5), reference, 3, size=8)

@@ -57,10 +57,10 @@ def test_size_of_the_features(size, side):
 
 
 def test_one_channel_changes_the_first_convolution_only():
-    grey, colour = (layout(7, channels).state_dict() for channels in (1, 3))
-    differ = [key for key, value in colour.items() if value.shape != grey[key].shape]
+    gray, color = (layout(7, channels).state_dict() for channels in (1, 3))
+    differ = [key for key, value in color.items() if value.shape != gray[key].shape]
     assert differ == ["conv1.0.weight"]
-    assert grey["conv1.0.weight"].shape == (24, 1, 3, 3)
+    assert gray["conv1.0.weight"].shape == (24, 1, 3, 3)
 
 
 def one_by_one(left, right):

@@ -78,8 +78,8 @@ def test_file_without_normalisation_takes_the_given_one(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         teacher = load_teacher(WRN, tmp_path / "t.pth", MEAN, STD)
     images = torch.rand(3, 3, 16, 16)
-    normalised = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    assert torch.equal(teacher(images), network(normalised))
+    normalized = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    assert torch.equal(teacher(images), network(normalized))
     assert not caplog.records
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from matplotlib.figure import Figure
 
-from nayer_pl.report.curves import AXES, COLOURS, draw_axes, points, styles
+from nayer_pl.report.curves import AXES, COLORS, draw_axes, points, styles
 from nayer_pl.report.groups import Method, Section
 from nayer_pl.report.run import Evaluation, Run
 
@@ -74,11 +74,11 @@ def test_long_runs_have_few_markers(count, marked):
 
 
 def test_no_two_methods_look_the_same():
-    free = [Method(str(i), [run(i, [])], {}) for i in range(2 * len(COLOURS))]
+    free = [Method(str(i), [run(i, [])], {}) for i in range(2 * len(COLORS))]
     real = [Method(f"real {i}", [run(i, [], real=True)], {}) for i in range(2)]
     looks = [(s["color"], str(s["linestyle"]), s["marker"]) for s in styles([*free, *real])]
     assert len(set(looks)) == len(looks)
-    assert {look[0] for look in looks[-2:]}.isdisjoint(COLOURS)
+    assert {look[0] for look in looks[-2:]}.isdisjoint(COLORS)
 
 
 def test_a_method_looks_the_same_whoever_wins():

@@ -103,9 +103,9 @@ def test_curves_know_their_colours_in_light_and_dark(text):
     assert {"--c0", "--ink", "--faint"} <= used <= defined == changed
 
 
-def luminance(colour):
+def luminance(color):
     """Relative luminance, as WCAG 2 defines it."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -114,17 +114,17 @@ def luminance(colour):
 def test_texts_and_lines_stand_out(text, scheme):
     """WCAG 2: 4.5 to 1 for text, 3 to 1 for what is drawn."""
     part = text.split("prefers-color-scheme: dark")[scheme].partition("* {")[0]
-    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", part))
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6})", part))
 
     def contrast(front, back):
-        light, dark = sorted((luminance(colours[x]) for x in (front, back)), reverse=True)
+        light, dark = sorted((luminance(colors[x]) for x in (front, back)), reverse=True)
         return (light + 0.05) / (dark + 0.05)
 
     for back in ("paper", "card"):
         assert min(contrast(front, back) for front in ("ink", "soft")) >= 4.5
     assert contrast("warn", "warn-paper") >= 4.5
     assert contrast("ink", "warn-paper") >= 4.5
-    lines = [name for name in colours if re.fullmatch(r"c\d", name)]
+    lines = [name for name in colors if re.fullmatch(r"c\d", name)]
     assert len(lines) == 8
     assert min(contrast(line, "paper") for line in lines) >= 3
 

@@ -52,22 +52,22 @@ def test_batchnorm_over_all_ranks_is_refused_asked_for_or_built_in():
     asked = trainer(strategies.DDPStrategy, _layer_sync=object())
     plain = trainer(strategies.DDPStrategy, _layer_sync=None)
     ordinary, waiting = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.SyncBatchNorm(3))
-    distributed.check_norms(plain, ordinary)
-    distributed.check_norms(trainer(strategies.SingleDeviceStrategy), ordinary)
+    distributed.refuse_sync_batchnorm(plain, ordinary)
+    distributed.refuse_sync_batchnorm(trainer(strategies.SingleDeviceStrategy), ordinary)
     for who, module in ((asked, ordinary), (plain, waiting)):
         with pytest.raises(InputError, match=r"trainer\.sync_batchnorm=true"):
-            distributed.check_norms(who, module)
+            distributed.refuse_sync_batchnorm(who, module)
 
 
 def test_lightning_still_says_where_sync_batchnorm_was_asked_for():
     asked = Trainer(accelerator="cpu", devices=2, sync_batchnorm=True, logger=False)
     with pytest.raises(InputError, match="SyncBatchNorm"):
-        distributed.check_norms(asked, nn.Linear(2, 2))
+        distributed.refuse_sync_batchnorm(asked, nn.Linear(2, 2))
 
 
 def test_ddp_is_left_with_the_student_alone(tiny_method):
     method = tiny_method()
-    distributed.share_only(method, "student")
+    distributed.limit_ddp_to(method, "student")
     kept = set(method._ddp_params_and_buffers_to_ignore)
     shared = {name for name in [*method.state_dict()] if name not in kept}
     assert shared == {f"student.{name}" for name in method.student.state_dict()}
@@ -77,7 +77,7 @@ def test_ddp_is_left_with_the_student_alone(tiny_method):
 def test_ddp_waits_for_no_gradient_of_a_method_s_own_parameter(tiny_method, tmp_path):
     method = tiny_method()
     method.latents = nn.Parameter(torch.zeros(3))  # of the method itself, in no module of it
-    distributed.share_only(method, "student")
+    distributed.limit_ddp_to(method, "student")
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -95,16 +95,16 @@ def test_a_single_process_has_nobody_to_talk_to(tiny_classifier, monkeypatch):
         monkeypatch.setattr(torch.distributed, name, never)
     net = tiny_classifier()
     before = copy.deepcopy(net.state_dict())
-    distributed.average_statistics(net)
+    distributed.all_reduce_batchnorm(net)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-    assert distributed.total(2.5, torch.device("cpu")) == 2.5
-    assert distributed.first_of_all("broken") == "broken"
-    assert distributed.first_of_all(None) is None
-    distributed.level(Trainer(accelerator="cpu", barebones=True))
+    assert distributed.all_reduce_sum(2.5, torch.device("cpu")) == 2.5
+    assert distributed.first_error("broken") == "broken"
+    assert distributed.first_error(None) is None
+    distributed.sync_step_and_scaler(Trainer(accelerator="cpu", barebones=True))
 
 
 def test_networks_without_running_statistics_have_nothing_to_average(monkeypatch):
     monkeypatch.setattr(distributed, "_several", lambda: True)
-    distributed.average_statistics(
+    distributed.all_reduce_batchnorm(
         nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(3, track_running_stats=False))
     )

@@ -5,27 +5,27 @@ import pytest
 import torch
 
 from nayer_pl import InputError
-from nayer_pl.runtime.libraries import explained, optional, tensors_only
+from nayer_pl.runtime.libraries import friendly_errors, import_optional, weights_only_load
 
 PAGE = "No such model.\n\nSee https://example.org for help.\nAnd the rest of a page."
 
 
 def test_an_installed_module_is_imported():
-    assert optional("torch.nn") is torch.nn
+    assert import_optional("torch.nn") is torch.nn
 
 
 def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"'nowhere_x' cannot be imported .*pip install nowhere_x"):
-        optional("nowhere_x.models")
+        import_optional("nowhere_x.models")
     (tmp_path / "built_for_another.py").write_text("raise RuntimeError('operator does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match="operator does not exist"):
-        optional("built_for_another")
+        import_optional("built_for_another")
 
 
 @pytest.mark.parametrize("error", [ValueError(PAGE), OSError(PAGE), KeyError("x"), ValueError()])
 def test_an_error_is_one_sentence_with_advice(error):
-    with pytest.raises(InputError) as found, explained("It cannot be read", "look elsewhere"):
+    with pytest.raises(InputError) as found, friendly_errors("It cannot be read", "look elsewhere"):
         raise error
     text = str(found.value)
     assert text.startswith("It cannot be read (")
@@ -35,7 +35,10 @@ def test_an_error_is_one_sentence_with_advice(error):
 
 
 def test_our_own_error_stays():
-    with pytest.raises(InputError, match=r"^as it was$"), explained("It cannot be read", "no"):
+    with (
+        pytest.raises(InputError, match=r"^as it was$"),
+        friendly_errors("It cannot be read", "no"),
+    ):
         raise InputError("as it was")
 
 
@@ -48,10 +51,10 @@ def test_only_tensors_are_read_from_files(tmp_path, monkeypatch):
             return os.mkdir, (str(ran),)
 
     torch.save(Trap(), file)
-    with pytest.raises(pickle.UnpicklingError), tensors_only():
+    with pytest.raises(pickle.UnpicklingError), weights_only_load():
         torch.load(file)
     assert not ran.exists()
-    with tensors_only():
+    with weights_only_load():
         torch.save(torch.ones(2), file)
         assert torch.load(file).tolist() == [1, 1]
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ

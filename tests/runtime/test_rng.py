@@ -1,6 +1,6 @@
 import torch
 
-from nayer_pl.runtime.rng import Purpose, stream_seed, take_up
+from nayer_pl.runtime.rng import Stream, restore_generator, stream_seed
 
 
 def numbers(rng):
@@ -8,7 +8,7 @@ def numbers(rng):
 
 
 def test_seeds_never_meet():
-    questions = [(s, r, p) for s in range(20) for r in range(64) for p in Purpose]
+    questions = [(s, r, p) for s in range(20) for r in range(64) for p in Stream]
     assert len({stream_seed(*question) for question in questions}) == len(questions)
 
 
@@ -17,7 +17,7 @@ def test_a_stream_goes_on():
     numbers(rng)
     state = rng.get_state()
     expected, other = numbers(rng), torch.Generator()
-    take_up(other, state)
+    restore_generator(other, state)
     assert numbers(other) == expected
 
 
@@ -26,7 +26,7 @@ def test_from_another_device_a_new_stream_begins():
     found = []
     for state in (of_cuda, of_cuda, of_cuda + 1):
         rng = torch.Generator().manual_seed(3)
-        take_up(rng, state)
+        restore_generator(rng, state)
         found.append(numbers(rng))
     fresh = numbers(torch.Generator().manual_seed(3))
     assert found[0] == found[1]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nayer_pl import Augmentation
+from nayer_pl import RandomCropFlip
 
 
 def possible_crops(image, padding, flip):
@@ -36,7 +36,7 @@ def seeded(seed=0):
 @pytest.mark.parametrize("shape", [(3, 6, 9), (1, 8, 8)])
 def test_every_image_becomes_one_of_its_crops(shape, padding, flip):
     images = torch.randint(1, 256, (40, *shape), dtype=torch.uint8, generator=seeded())
-    results = Augmentation(padding, flip)(images, seeded(1))
+    results = RandomCropFlip(padding, flip)(images, seeded(1))
     assert results.shape == images.shape
     assert results.dtype == torch.uint8
     for image, result in zip(images, results, strict=True):
@@ -45,7 +45,7 @@ def test_every_image_becomes_one_of_its_crops(shape, padding, flip):
 
 def test_same_draws_give_what_a_loop_gives():
     images = torch.rand(30, 2, 5, 7, generator=seeded())
-    results = Augmentation(padding=3)(images, seeded(7))
+    results = RandomCropFlip(padding=3)(images, seeded(7))
     rng = seeded(7)
     tops = torch.randint(7, (30, 1), generator=rng).flatten().tolist()
     lefts = torch.randint(7, (30, 1), generator=rng).flatten().tolist()
@@ -81,7 +81,7 @@ def by_rows_and_columns(images, padding, flip, rng):
 def test_images_and_gradients_are_those_of_the_plain_form(shape, padding, flip, layout, seed):
     images = torch.rand(shape, generator=seeded(seed)).to(memory_format=layout).requires_grad_()
     expected = by_rows_and_columns(images, padding, flip, seeded(seed))
-    results = Augmentation(padding, flip)(images, seeded(seed))
+    results = RandomCropFlip(padding, flip)(images, seeded(seed))
     assert torch.equal(results, expected)
     assert results.is_contiguous(memory_format=torch.channels_last)
     weights = torch.rand(shape, generator=seeded(seed + 1))
@@ -94,7 +94,7 @@ def test_images_and_gradients_are_those_of_the_plain_form(shape, padding, flip, 
 def test_all_shifts_and_flips_are_equally_likely():
     image = torch.randint(1, 256, (1, 4, 4), dtype=torch.uint8, generator=seeded())
     draws = 9000
-    results = Augmentation(padding=1)(image.expand(draws, -1, -1, -1), seeded(2))
+    results = RandomCropFlip(padding=1)(image.expand(draws, -1, -1, -1), seeded(2))
     crops = possible_crops(image.numpy(), 1, True)
     counts = dict.fromkeys(crops.values(), 0)
     for result in results:
@@ -107,12 +107,12 @@ def test_all_shifts_and_flips_are_equally_likely():
 
 def test_padding_zero_without_flip_changes_nothing():
     images = torch.rand(5, 3, 4, 6)
-    assert torch.equal(Augmentation(padding=0, flip=False)(images), images)
+    assert torch.equal(RandomCropFlip(padding=0, flip=False)(images), images)
 
 
 def test_padding_zero_with_flip_mirrors_about_half():
     images = torch.rand(400, 1, 2, 3, generator=seeded())
-    results = Augmentation(padding=0)(images, seeded(3))
+    results = RandomCropFlip(padding=0)(images, seeded(3))
     same = (results == images).flatten(1).all(1)
     mirrored = (results == images.flip(3)).flatten(1).all(1)
     assert (same ^ mirrored).all()
@@ -121,14 +121,14 @@ def test_padding_zero_with_flip_mirrors_about_half():
 
 def test_digits_are_never_mirrored_without_flip():
     images = torch.randint(1, 256, (50, 1, 5, 5), dtype=torch.uint8, generator=seeded())
-    results = Augmentation(padding=2, flip=False)(images, seeded(4))
+    results = RandomCropFlip(padding=2, flip=False)(images, seeded(4))
     for image, result in zip(images, results, strict=True):
         assert not outcome(result, image, 2, True)[2]
 
 
 def test_every_dtype_sees_the_same_shifts():
     images = torch.randint(0, 256, (20, 3, 6, 6), dtype=torch.uint8, generator=seeded())
-    augmentation = Augmentation(padding=2)
+    augmentation = RandomCropFlip(padding=2)
     whole = augmentation(images, seeded(5))
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         result = augmentation(images.to(dtype), seeded(5))
@@ -138,12 +138,12 @@ def test_every_dtype_sees_the_same_shifts():
 
 def test_gradient_matches_finite_differences():
     images = torch.rand(3, 2, 4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: Augmentation(padding=2)(x, seeded(6)), images)
+    assert torch.autograd.gradcheck(lambda x: RandomCropFlip(padding=2)(x, seeded(6)), images)
 
 
 def test_gradient_is_one_where_a_pixel_survives():
     images = torch.rand(6, 1, 5, 5, generator=seeded()).requires_grad_()
-    results = Augmentation(padding=3)(images, seeded(8))
+    results = RandomCropFlip(padding=3)(images, seeded(8))
     results.sum().backward()
     assert set(images.grad.unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(images.grad.sum((1, 2, 3)), (results != 0).sum((1, 2, 3)).float())
@@ -151,7 +151,7 @@ def test_gradient_is_one_where_a_pixel_survives():
 
 def test_generator_decides_the_draws():
     images = torch.rand(20, 1, 8, 8)
-    augmentation = Augmentation()
+    augmentation = RandomCropFlip()
     assert torch.equal(augmentation(images, seeded(1)), augmentation(images, seeded(1)))
     assert not torch.equal(augmentation(images, seeded(1)), augmentation(images, seeded(2)))
 
@@ -159,5 +159,5 @@ def test_generator_decides_the_draws():
 def test_input_is_left_alone():
     images = torch.rand(8, 3, 5, 5)
     before = images.clone()
-    Augmentation()(images)
+    RandomCropFlip()(images)
     assert torch.equal(images, before)

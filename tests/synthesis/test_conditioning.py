@@ -52,7 +52,7 @@ def test_every_round_has_another_noisy_layer():
 
 
 def test_noisy_layer_can_stay():
-    module = conditioning(reinitialise=False)
+    module = conditioning(reset_noisy_layer=False)
     before = module(TARGETS)
     module.start_round(TARGETS, seeded(1))
     assert torch.equal(module(TARGETS), before)

@@ -5,7 +5,7 @@ from torch import nn
 
 from nayer_pl import Generator, InputError
 from nayer_pl.synthesis import DeepGenerator
-from nayer_pl.synthesis.generators import MOST_CHANNELS, UpsampledConv, start_anew
+from nayer_pl.synthesis.generators import MOST_CHANNELS, UpsampledConv, reset_parameters_
 
 
 def second_implementation(generator, features, shape, upsamplings):
@@ -123,7 +123,7 @@ def test_reset_starts_anew_in_place():
         for parameter in parameters:
             parameter.fill_(9)
     generator(torch.randn(4, 5))
-    start_anew(generator)
+    reset_parameters_(generator)
     assert all(new is old for new, old in zip(generator.parameters(), parameters, strict=True))
     assert not any((parameter == 9).any() for parameter in parameters)
     for name, buffer in generator.named_buffers():
@@ -133,7 +133,7 @@ def test_reset_starts_anew_in_place():
 def test_reset_draws_from_the_distribution_of_a_new_generator():
     reset, new = Generator(5, (1, 8, 8), width=4), Generator(5, (1, 8, 8), width=4)
     torch.manual_seed(3)
-    start_anew(reset)
+    reset_parameters_(reset)
     torch.manual_seed(3)
     for module in new.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -69,6 +69,6 @@ def quiet_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*module.s. in eval mode at the start of training.*",
-        ".*recommended to use .self.log.*sync_dist=True.*",  # the metrics are synchronised already
+        ".*recommended to use .self.log.*sync_dist=True.*",  # the metrics are synchronized already
     ):
         warnings.filterwarnings("ignore", message)

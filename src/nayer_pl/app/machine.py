@@ -10,7 +10,7 @@ import torch
 PACKAGES = ("nayer_pl", "torch", "lightning")
 
 
-def circumstances(device: torch.device | str = "cpu", devices: int = 1) -> dict[str, str]:
+def environment_info(device: torch.device | str = "cpu", devices: int = 1) -> dict[str, str]:
     """Machine and versions in words, for a run's summary.
 
     Args:

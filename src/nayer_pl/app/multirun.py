@@ -35,7 +35,7 @@ VARIABLES = (
 
 
 @contextmanager
-def isolated(script: str, run_dir: str) -> Iterator[None]:
+def isolated_job(script: str, run_dir: str) -> Iterator[None]:
     """Let processes that the job starts repeat this job only, and leave nothing of it behind.
 
     Args:

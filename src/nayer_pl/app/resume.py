@@ -28,7 +28,7 @@ IDENTITY = (
 )  # fmt: skip
 ONLY = {  # of these groups, no more than
     "trainer": ("max_epochs", "max_steps", "limit_train_batches", "overfit_batches"),
-    "datamodule": ("held_back",),
+    "datamodule": ("holdout",),
 }
 ELSEWHERE = (
     "cache", "cache_dir", "weights", "trained_by", "compile", "check_teacher", "device",
@@ -86,7 +86,7 @@ def damage(path: Path) -> str | None:
 
 def _records(checkpoint: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for state in checkpoint.get("SyntheticDataModule", {}).get("ranks", []):
-        for bank in ("bank", "held_back"):
+        for bank in ("bank", "holdout"):
             yield from state.get(bank, {}).get("files", [])
 
 

@@ -14,12 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from nayer_pl.app.console import quiet_lightning, unbroken_console
 from nayer_pl.app.instantiate import build, check
-from nayer_pl.app.machine import circumstances
+from nayer_pl.app.machine import environment_info
 from nayer_pl.app.resume import check_same_run, find_checkpoint, finished
 from nayer_pl.app.run_dir import prepare_run_dir, remove_if_empty
 from nayer_pl.app.summary import print_summary, write_summary
 from nayer_pl.callbacks.checkpoint import MAX_TIME, Checkpoints, out_of_time
-from nayer_pl.callbacks.loggers import AFTER_SIGTERM, Charts, close, sync_command
+from nayer_pl.callbacks.loggers import AFTER_SIGTERM, OfflineSafeWandbLogger, close, sync_command
 from nayer_pl.callbacks.timer import PhaseTimer
 from nayer_pl.errors import InputError, NayerError, Terminated, require
 from nayer_pl.runtime.files import cannot_write, write_durably
@@ -96,13 +96,15 @@ def _train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             **method.results(),
             "seconds_teacher": seconds_teacher,
             **timer.figures(),
-            **circumstances(trainer.strategy.root_device, trainer.world_size),
+            **environment_info(trainer.strategy.root_device, trainer.world_size),
         }
         finish(Path(cfg.run_dir), summary, loggers, Path(cfg.export.path))
         trainer.strategy.barrier("finished")  # the files are there, for every rank
     except Terminated as end:
         close(loggers, AFTER_SIGTERM, failed=True)
-        end.at_once = any(isinstance(each, Charts) and each.uploading for each in loggers)
+        end.at_once = any(
+            isinstance(each, OfflineSafeWandbLogger) and each.uploading for each in loggers
+        )
         raise
     except BaseException:
         close(loggers, failed=True)
@@ -221,8 +223,8 @@ def finish(run_dir: Path, summary: dict[str, Any], loggers: list[Logger], produc
     files = {"weights": os.path.relpath(product)} if product.exists() else {}
     files["directory"] = os.path.relpath(run_dir)
     for logger in loggers:
-        if isinstance(logger, Charts):
-            logger.summarise(summary)
+        if isinstance(logger, OfflineSafeWandbLogger):
+            logger.summarize(summary)
             command = sync_command(logger)
             if command:
                 files["W&B, offline"] = command

@@ -1,4 +1,4 @@
-"""The memory bank: every image that was synthesised, in one uint8 tensor."""
+"""The memory bank: every image that was synthesized, in one uint8 tensor."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nayer_pl.errors import InputError
-from nayer_pl.synthesis.augmentation import Augmentation
+from nayer_pl.synthesis.augmentation import RandomCropFlip
 
 
 class MemoryBank:
@@ -76,7 +76,7 @@ class MemoryBank:
         """The label each image was made for, int64 [len]; a view."""
         return self._labels[: len(self)]
 
-    def by_age(self) -> Tensor:
+    def oldest_first(self) -> Tensor:
         """Positions in `images` and `labels`, oldest first: int64 [len]."""
         oldest = self.added % self.capacity if self.added > self.capacity else 0
         return (torch.arange(len(self), device=self.device) + oldest) % len(self)
@@ -106,7 +106,7 @@ class MemoryBank:
         self,
         count: int,
         rng: torch.Generator | None = None,
-        augmentation: Augmentation | None = None,
+        augmentation: RandomCropFlip | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw with replacement: images uint8 [count, C, H, W], augmented, and labels [count].
 
@@ -126,7 +126,7 @@ class MemoryBank:
 
     def save(self, path: str | Path) -> None:
         """Write images and labels to a `.safetensors` file, oldest first."""
-        order = self.by_age()
+        order = self.oldest_first()
         content = {"images": self.images[order].contiguous(), "labels": self.labels[order]}
         save_file({name: tensor.cpu() for name, tensor in content.items()}, path)
 

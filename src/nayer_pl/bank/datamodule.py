@@ -11,17 +11,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from nayer_pl.bank.bank import MemoryBank, read_bank
-from nayer_pl.bank.epoch import EpochPlan, Share, find_place
-from nayer_pl.bank.files import Segments
-from nayer_pl.bank.holdout import HeldBackBatches
+from nayer_pl.bank.epoch import EpochPlan, Share, seek_epoch
+from nayer_pl.bank.files import BankFiles
+from nayer_pl.bank.holdout import HoldoutLoader
 from nayer_pl.bank.placement import BankOptions, allocate
 from nayer_pl.bank.plan import DistillationBatch, Plan, WorkItem, round_targets
 from nayer_pl.data.batches import Batches
 from nayer_pl.data.images import Images, ImageSource, open_split
 from nayer_pl.errors import InputError
 from nayer_pl.runtime import distributed
-from nayer_pl.runtime.rng import Purpose, stream_seed, take_up
-from nayer_pl.synthesis.augmentation import Augmentation
+from nayer_pl.runtime.rng import Stream, restore_generator, stream_seed
+from nayer_pl.synthesis.augmentation import RandomCropFlip
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class SyntheticDataModule(LightningDataModule):
             compared with the teacher on banked images that are held back from training.
         augmentation: applied to banked images when they are drawn; None for none.
         bank: how the bank is kept.
-        held_back: without `evaluation`, the share of every round that is held back.
+        holdout: without `evaluation`, the share of every round that is held back.
         eval_batch_size: images per evaluation step.
         seed: of labels, sampling and augmentation.
     """
@@ -50,28 +50,28 @@ class SyntheticDataModule(LightningDataModule):
         plan: Plan,
         source: ImageSource | None = None,
         evaluation: bool = True,
-        augmentation: Augmentation | None = None,
+        augmentation: RandomCropFlip | None = None,
         bank: BankOptions | None = None,
-        held_back: float = 0.05,
+        holdout: float = 0.05,
         eval_batch_size: int = 500,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if plan.round_size < num_classes and not plan.partial_rounds:
+        if plan.round_size < num_classes and not plan.allow_partial_classes:
             raise InputError(
                 f"A round of {plan.round_size} images is smaller than the number of classes "
                 f"({num_classes}); set plan.round_size to at least {num_classes}, or "
-                "plan.partial_rounds=true for rounds that hold a random part of the classes."
+                "plan.allow_partial_classes=true for rounds that hold a random part of the classes."
             )
-        if not 0 < held_back < 1:
-            raise InputError(f"held_back is a share between 0 and 1, not {held_back}.")
+        if not 0 < holdout < 1:
+            raise InputError(f"holdout is a share between 0 and 1, not {holdout}.")
         self.image_shape, self.num_classes, self.plan = tuple(image_shape), num_classes, plan
         self.source = source if evaluation else None
         self.augmentation, self.bank_options = augmentation, bank or BankOptions()
-        self.held_back_share, self.eval_batch_size, self.seed = held_back, eval_batch_size, seed
+        self.holdout_share, self.eval_batch_size, self.seed = holdout, eval_batch_size, seed
         self.share = Share()
         self.bank: MemoryBank
-        self.held_back: MemoryBank | None = None
+        self.holdout: MemoryBank | None = None
         self._real: Images | None = None
 
     @property
@@ -99,22 +99,22 @@ class SyntheticDataModule(LightningDataModule):
         self.bank = self._start_bank(images, labels)
         self._start_streams()
         if not self.has_real_images:
-            room = max(1, round(self.bank.capacity * self.held_back_share))
-            self.held_back = self._new_bank(room)
+            room = max(1, round(self.bank.capacity * self.holdout_share))
+            self.holdout = self._new_bank(room)
         folder = Path(self.trainer.default_root_dir) / "bank"
         self.segments = {
-            name: Segments(folder, f"{name}-{self.share.rank}") for name in self._banks()
+            name: BankFiles(folder, f"{name}-{self.share.rank}") for name in self._banks()
         }
 
     def _start_streams(self) -> None:
         seed, rank = self.seed, self.share.rank
         self.rng = torch.Generator(self.bank.device)
-        self.rng.manual_seed(stream_seed(seed, rank, Purpose.BATCHES))
+        self.rng.manual_seed(stream_seed(seed, rank, Stream.BATCHES))
         self.label_rng = torch.Generator()
-        self.label_rng.manual_seed(stream_seed(seed, rank, Purpose.LABELS))
+        self.label_rng.manual_seed(stream_seed(seed, rank, Stream.LABELS))
 
     def _banks(self) -> dict[str, MemoryBank]:
-        banks = {"bank": self.bank, "held_back": self.held_back}
+        banks = {"bank": self.bank, "holdout": self.holdout}
         return {name: bank for name, bank in banks.items() if bank is not None}
 
     def _initial_images(self) -> tuple[Tensor, Tensor]:
@@ -143,10 +143,10 @@ class SyntheticDataModule(LightningDataModule):
 
     def add(self, images: Tensor, labels: Tensor) -> None:
         """Bank the images of one round; some go to the held-back ones if nothing else evaluates."""
-        if self.held_back is not None:
+        if self.holdout is not None:
             order = torch.randperm(len(images), generator=self.label_rng).to(images.device)
-            keep = min(len(images) - 1, max(1, round(len(images) * self.held_back_share)))
-            self.held_back.add(images[order[:keep]], labels[order[:keep]])
+            keep = min(len(images) - 1, max(1, round(len(images) * self.holdout_share)))
+            self.holdout.add(images[order[:keep]], labels[order[:keep]])
             images, labels = images[order[keep:]], labels[order[keep:]]
         self.bank.add(images, labels)
 
@@ -154,7 +154,7 @@ class SyntheticDataModule(LightningDataModule):
         """Where the images of every rank are, and its random streams; called on all of them."""
         own = {name: self.segments[name].save(bank) for name, bank in self._banks().items()}
         streams = {"rng": self.rng.get_state(), "label_rng": self.label_rng.get_state()}
-        return {"ranks": distributed.gather({**own, **streams})}
+        return {"ranks": distributed.all_gather({**own, **streams})}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Bring the banks back; deal them out again if there is another number of ranks.
@@ -170,8 +170,8 @@ class SyntheticDataModule(LightningDataModule):
             self._deal_out(states)
             self._start_streams()  # where the new banks are
         if rank < len(states):
-            take_up(self.rng, states[rank]["rng"])
-            take_up(self.label_rng, states[rank]["label_rng"])
+            restore_generator(self.rng, states[rank]["rng"])
+            restore_generator(self.label_rng, states[rank]["label_rng"])
 
     def _deal_out(self, states: Sequence[Mapping[str, Any]]) -> None:
         # The rounds already made were dealt out otherwise: some ranks have more to come than room.
@@ -182,7 +182,7 @@ class SyntheticDataModule(LightningDataModule):
             setattr(self, name, self._new_bank(capacity))
         for name, bank in self._banks().items():
             own = [state[name] for state in states]
-            self.segments[name].deal_out(bank, own, self.share.rank, self.share.ranks)
+            self.segments[name].reshard(bank, own, self.share.rank, self.share.ranks)
         if self.share.rank == 0:
             log.warning(
                 "The run had %s processes and now has %s: its %s banked images are dealt out "
@@ -195,9 +195,9 @@ class SyntheticDataModule(LightningDataModule):
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         return EpochPlan(self.plan, epoch, self._targets, self._batch, self.share)
 
-    def find_place(self, loop: Mapping[str, Any]) -> None:
-        """See `epoch.find_place`."""
-        find_place(loop, self.plan, self.share)
+    def seek_epoch(self, loop: Mapping[str, Any]) -> None:
+        """See `epoch.seek_epoch`."""
+        seek_epoch(loop, self.plan, self.share)
 
     def _targets(self) -> Tensor:
         return round_targets(self.num_classes, self.plan.round_size, self.label_rng)
@@ -211,7 +211,7 @@ class SyntheticDataModule(LightningDataModule):
             images, labels = images.pin_memory(), labels.pin_memory()
         return DistillationBatch(images, labels)
 
-    def val_dataloader(self) -> "Batches | HeldBackBatches | list[Batches]":
+    def val_dataloader(self) -> "Batches | HoldoutLoader | list[Batches]":
         """What the student is judged on after an epoch; nothing while it has not learned."""
         assert self.trainer is not None
         fitting = self.trainer.state.fn == TrainerFn.FITTING
@@ -219,10 +219,10 @@ class SyntheticDataModule(LightningDataModule):
             return []
         return self.evaluation_batches()
 
-    def evaluation_batches(self) -> "Batches | HeldBackBatches":
+    def evaluation_batches(self) -> "Batches | HoldoutLoader":
         """Real images in order, or the banked ones that were held back."""
-        if self.held_back is not None:
-            return HeldBackBatches(self.held_back, self.eval_batch_size)
+        if self.holdout is not None:
+            return HoldoutLoader(self.holdout, self.eval_batch_size)
         if self._real is None:
             raise InputError("There are no real images to evaluate on: data.evaluation is false.")
         trainer = self.trainer

@@ -17,8 +17,8 @@ class Share:
     """What one of several ranks does of a plan: every `ranks`-th round, a part of every batch.
 
     Rounds are dealt out in turn over the whole run, so the banks of all ranks fill alike and the
-    student sees as many images as with one rank. Of a plan that alternates it is a part of every
-    round.
+    student sees as many images as with one rank. Of a plan that is interleaved it is a part of
+    every round.
     """
 
     rank: int = 0
@@ -38,7 +38,7 @@ class Share:
         Where generator and student take turns, those of the latest turn, for pictures and counts.
         """
         rounds, size = plan.rounds_before(plan.max_epochs), plan.round_size
-        if plan.alternate:
+        if plan.interleaved:
             return len(range(size)[self.part(size)])
         return self.rounds(0, rounds) * size
 
@@ -50,7 +50,7 @@ class Share:
             banked: images that all ranks start with, dealt out in turn.
         """
         check_batch_size(plan.batch_size, self.ranks)
-        if plan.alternate:
+        if plan.interleaved:
             if plan.round_size < self.ranks:
                 raise InputError(
                     f"plan.round_size={plan.round_size} images cannot be shared out among "
@@ -94,8 +94,10 @@ class EpochPlan:
         self.warm_up, self.share = plan.is_warm_up(epoch), share
         self.rounds, self.rounds_before = plan.rounds_in(epoch), plan.rounds_before(epoch)
         self.kd_steps = 0 if self.warm_up else plan.kd_steps
-        self.alternate = plan.alternate
-        self.at_once = 1 if plan.alternate else share.ranks  # rounds that are made at the same time
+        self.interleaved = plan.interleaved
+        self.at_once = (
+            1 if plan.interleaved else share.ranks
+        )  # rounds that are made at the same time
         self._targets, self._batch = targets, batch
         self._start = self._done = {"rounds": 0, "steps": 0}
 
@@ -116,13 +118,13 @@ class EpochPlan:
                 yield batch
 
     def _round_is_next(self, done: dict[str, int]) -> bool:
-        if done["rounds"] == self.rounds or not self.alternate:
+        if done["rounds"] == self.rounds or not self.interleaved:
             return done["rounds"] < self.rounds
         return done["steps"] * self.rounds >= self.kd_steps * done["rounds"]
 
     def _round(self, done: dict[str, int]) -> SynthesisRound:
         turn = min(self.at_once, self.rounds - done["rounds"])
-        if self.alternate:
+        if self.interleaved:
             targets = self._targets()
             targets = targets[self.share.part(len(targets))]
         elif self.share.rounds(self.rounds_before + done["rounds"], turn):
@@ -146,7 +148,7 @@ class EpochPlan:
         return len(self) - self._items(*left)
 
 
-def find_place(loop: Mapping[str, Any], plan: Plan, share: Share) -> None:
+def seek_epoch(loop: Mapping[str, Any], plan: Plan, share: Share) -> None:
     """Let a trainer that resumes in the middle of an epoch count as this number of ranks does.
 
     Args:

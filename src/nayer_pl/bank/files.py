@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nayer_pl.bank.bank import MemoryBank
 from nayer_pl.errors import InputError
-from nayer_pl.runtime.distributed import first_of_all
+from nayer_pl.runtime.distributed import first_error
 from nayer_pl.runtime.files import cannot_write, write_durably
 
 LARGEST = 256 * 1024**2  # bytes of a file; it is held in memory while it is written or read
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 """A file's name and SHA-256, the number of its first image (of all ever added), how many it has."""
 
 
-class Segments:
+class BankFiles:
     """The files of one bank. Each holds what was added since the one before.
 
     A file's name contains its checksum. So no file is ever replaced by another content, checkpoints
@@ -51,7 +51,7 @@ class Segments:
             self._write_new(bank)
         except OSError as error:
             trouble = cannot_write(error)
-        trouble = first_of_all(trouble)
+        trouble = first_error(trouble)
         if trouble is not None:
             raise OSError(trouble)
         return {"added": bank.added, "images": len(bank), "files": [dict(r) for r in self.records]}
@@ -84,7 +84,7 @@ class Segments:
         for images, labels in self.read(state):
             bank.add(images, labels)
 
-    def deal_out(
+    def reshard(
         self, bank: MemoryBank, states: Sequence[Mapping[str, Any]], rank: int, ranks: int
     ) -> None:
         """Fill `bank` with one rank's share of what the banks of other ranks held.

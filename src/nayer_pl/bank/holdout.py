@@ -7,7 +7,7 @@ from torch import Tensor
 from nayer_pl.bank.bank import MemoryBank
 
 
-class HeldBackBatches:
+class HoldoutLoader:
     """Batches of what a bank holds when they are asked for, which is after it was filled."""
 
     def __init__(self, bank: MemoryBank, batch_size: int) -> None:

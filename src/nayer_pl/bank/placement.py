@@ -54,7 +54,7 @@ def allocate(
     directory: str | Path = ".",
     processes: int = 1,
 ) -> Tensor:
-    """Memory for a bank of `shape[0]` images, not initialised: uint8 [*shape].
+    """Memory for a bank of `shape[0]` images, not initialized: uint8 [*shape].
 
     The first of these places that it fits into: half of the device's free memory, half of the
     machine's (pinned if the device is a GPU), a file in `directory`. If that is not the place that

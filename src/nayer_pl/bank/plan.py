@@ -32,7 +32,7 @@ WorkItem = SynthesisRound | DistillationBatch
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is synthesised and distilled (NAYER, section 4.1).
+    """How much is synthesized and distilled (NAYER, section 4.1).
 
     A warm-up epoch is `warmup_rounds` rounds. A distillation epoch is `rounds_per_epoch` rounds,
     then `kd_steps` batches; or, where generator and student take turns, both in turn. Sizes are
@@ -48,9 +48,9 @@ class Plan:
         kd_steps: distillation batches in each distillation epoch.
         round_size: images made in one round.
         batch_size: images in a distillation batch.
-        partial_rounds: allow rounds of fewer images than there are classes; each then holds a
-            random part of the classes.
-        alternate: spread the rounds of a distillation epoch evenly among its batches.
+        allow_partial_classes: allow rounds of fewer images than there are classes; each then
+            holds a random part of the classes.
+        interleaved: spread the rounds of a distillation epoch evenly among its batches.
     """
 
     epochs: int = 100
@@ -60,8 +60,8 @@ class Plan:
     kd_steps: int = 400
     round_size: int = 400
     batch_size: int = 512
-    partial_rounds: bool = False
-    alternate: bool = False
+    allow_partial_classes: bool = False
+    interleaved: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "kd_steps", "round_size", "batch_size"):

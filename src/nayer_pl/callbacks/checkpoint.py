@@ -78,7 +78,7 @@ class Checkpoints(Checkpoint):
         now = time.monotonic()
         due = now - self._saved >= self.seconds or now - self._began > PATIENCE
         late = out_of_time(trainer)
-        due, end, late = distributed.any_of([due, self.told_to_end, late], pl_module.device)
+        due, end, late = distributed.all_reduce_any([due, self.told_to_end, late], pl_module.device)
         if due or end or late:
             self.save(trainer)
         if end or late:
@@ -89,7 +89,9 @@ class Checkpoints(Checkpoint):
         if trainer.current_epoch + 1 == trainer.max_epochs:
             return
         self.save(trainer)
-        end, late = distributed.any_of([self.told_to_end, out_of_time(trainer)], pl_module.device)
+        end, late = distributed.all_reduce_any(
+            [self.told_to_end, out_of_time(trainer)], pl_module.device
+        )
         if end or late:
             raise Terminated("SIGTERM" if end else MAX_TIME)
 

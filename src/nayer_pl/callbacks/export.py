@@ -51,7 +51,7 @@ class Export(Callback):
         """
         if stage == "fit":
             trouble = self._obstacle() if trainer.is_global_zero else None
-            trouble = distributed.first_of_all(trouble)
+            trouble = distributed.first_error(trouble)
             if trouble is not None:
                 raise InputError(
                     f"{trouble}, or write elsewhere with export.path=PATH (for a teacher: "
@@ -82,7 +82,7 @@ class Export(Callback):
             InputError: the file cannot be written, on all ranks; the message says what is left.
         """
         trouble = self._write(trainer, pl_module) if trainer.is_global_zero else None
-        trouble = distributed.first_of_all(trouble)
+        trouble = distributed.first_error(trouble)
         if trouble is not None:
             raise InputError(trouble)
 

@@ -17,7 +17,7 @@ PATIENCE = 300.0  # seconds that the end of a run waits for an upload; `wandb sy
 AFTER_SIGTERM = 8.0  # likewise; SLURM gives 30 in all, of which a round may take half
 
 
-class Charts(WandbLogger):
+class OfflineSafeWandbLogger(WandbLogger):
     """Lightning's WandbLogger; if Weights & Biases fails on the way, the run goes on without it."""
 
     lost = False
@@ -35,7 +35,7 @@ class Charts(WandbLogger):
         """As in the base class, if that works."""
         self.attempt(super().log_image, *args, **kwargs)
 
-    def summarise(self, summary: Mapping[str, Any]) -> None:
+    def summarize(self, summary: Mapping[str, Any]) -> None:
         """What stands in the table of runs."""
         self.attempt(lambda: self.experiment.summary.update(summary))
 
@@ -84,7 +84,7 @@ def wandb_logger(
     mode: str | None = None,
     again: bool = False,
     **options: Any,
-) -> Charts:
+) -> OfflineSafeWandbLogger:
     """Lightning's WandbLogger; offline where nobody is logged in or nothing can be reached.
 
     Args:
@@ -130,7 +130,7 @@ def wandb_logger(
             mode = instead
     else:
         run = start("disabled")
-    logger = Charts(project=project, save_dir=save_dir, experiment=run)
+    logger = OfflineSafeWandbLogger(project=project, save_dir=save_dir, experiment=run)
     logger.attempt(run.define_metric, "*", step_metric="student_updates")
     logger.attempt(run.define_metric, "synthesis/*", step_metric="synthesis/round")
     return logger
@@ -158,13 +158,13 @@ def recorded_id(save_dir: str | Path) -> str | None:
 
 
 def close(loggers: Iterable[Logger], patience: float | None = None, failed: bool = False) -> None:
-    """End the W&B run (see `Charts.finish`): the next one in this process is a run of its own."""
+    """End the W&B run: the next one in this process is a run of its own."""
     for logger in loggers:
-        if isinstance(logger, Charts):
+        if isinstance(logger, OfflineSafeWandbLogger):
             logger.finish(patience, failed)
 
 
-def sync_command(logger: Charts) -> str | None:
+def sync_command(logger: OfflineSafeWandbLogger) -> str | None:
     """What uploads an offline run later; None if it is online already or records nothing."""
     run = logger.experiment
     if not getattr(run, "offline", False) or getattr(run, "disabled", False):

@@ -1,4 +1,4 @@
-"""A picture of what is in the bank: a labelled row of images for every class."""
+"""A picture of what is in the bank: a labeled row of images for every class."""
 
 import io
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def sample_grid(
     shown = [row * len(names) // count for row in range(count)]
     canvas = Image.new("RGB", (label + per_class * step_x, count * step_y), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
-    newest_first = bank.by_age().flip(0)
+    newest_first = bank.oldest_first().flip(0)
     labels = bank.labels[newest_first]
     for row, wanted in enumerate(shown):
         name = names[wanted]

@@ -40,7 +40,10 @@ class PhaseTimer(Callback):
     ) -> None:
         """Save what all ranks have counted; called on all of them."""
         self._stop(pl_module)
-        images = {phase: distributed.total(n, pl_module.device) for phase, n in self.images.items()}
+        images = {
+            phase: distributed.all_reduce_sum(n, pl_module.device)
+            for phase, n in self.images.items()
+        }
         checkpoint["phases"] = {"seconds": dict(self.seconds), "images": images}
 
     def on_load_checkpoint(
@@ -84,7 +87,7 @@ class PhaseTimer(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the images of all ranks: they were made and used in the same seconds."""
         for phase, images in self.images.items():
-            self.images[phase] = int(distributed.total(images, pl_module.device))
+            self.images[phase] = int(distributed.all_reduce_sum(images, pl_module.device))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluation is not part of any phase."""
@@ -102,7 +105,7 @@ class PhaseTimer(Callback):
         spent = {f"time/{phase}": seconds for phase, seconds in self.seconds.items() if seconds}
         if hasattr(pl_module, "synthesis_steps"):
             steps: int = pl_module.synthesis_steps  # type: ignore[assignment]
-            spent["synthesis/steps"] = distributed.total(steps, pl_module.device)
+            spent["synthesis/steps"] = distributed.all_reduce_sum(steps, pl_module.device)
         for logger in trainer.loggers:
             logger.log_metrics({**spent, "student_updates": updates}, updates)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nayer_pl.data.images import Images
 from nayer_pl.errors import InputError
-from nayer_pl.runtime.rng import Purpose, stream_seed
+from nayer_pl.runtime.rng import Stream, stream_seed
 
 
 class Batches:
@@ -78,7 +78,7 @@ class Batches:
         if not self.shuffle:
             every = torch.arange(count).tensor_split(self.world * self.length)
             return every[self.rank :: self.world]
-        rng = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch, Purpose.ORDER))
+        rng = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch, Stream.ORDER))
         order = torch.randperm(count, generator=rng)
         full = order[: self.length * self.world * self.batch_size]
         return full.view(self.length, self.world, self.batch_size)[:, self.rank].unbind()

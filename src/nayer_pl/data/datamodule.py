@@ -11,8 +11,8 @@ from nayer_pl.data.batches import Batches
 from nayer_pl.data.images import Images, ImageSource, Split, open_split
 from nayer_pl.errors import require
 from nayer_pl.runtime import distributed
-from nayer_pl.runtime.rng import Purpose, stream_seed, take_up
-from nayer_pl.synthesis.augmentation import Augmentation
+from nayer_pl.runtime.rng import Stream, restore_generator, stream_seed
+from nayer_pl.synthesis.augmentation import RandomCropFlip
 
 
 class RealDataModule(LightningDataModule):
@@ -36,7 +36,7 @@ class RealDataModule(LightningDataModule):
         self,
         source: ImageSource,
         batch_size: int = 128,
-        augmentation: Augmentation | None = None,
+        augmentation: RandomCropFlip | None = None,
         epochs: int = 1,
         eval_batch_size: int = 500,
         num_classes: int | None = None,
@@ -106,20 +106,22 @@ class RealDataModule(LightningDataModule):
     def _random(self, device: torch.device) -> torch.Generator:
         """This rank's stream of crops and flips."""
         if self._rng is None:
-            seed = stream_seed(self.seed, self._rank()[0], Purpose.CROPS)
+            seed = stream_seed(self.seed, self._rank()[0], Stream.CROPS)
             self._rng = torch.Generator(device).manual_seed(seed)
         return self._rng
 
     def state_dict(self) -> dict[str, Any]:
         """The random stream of every rank; called on all of them."""
-        return {"ranks": distributed.gather(None if self._rng is None else self._rng.get_state())}
+        return {
+            "ranks": distributed.all_gather(None if self._rng is None else self._rng.get_state())
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on with the stream of this rank, if it was there."""
         assert self.trainer is not None
         states, (rank, _) = state_dict["ranks"], self._rank()
         if rank < len(states) and states[rank] is not None:
-            take_up(self._random(self.trainer.strategy.root_device), states[rank])
+            restore_generator(self._random(self.trainer.strategy.root_device), states[rank])
 
     def on_before_batch_transfer(self, batch: list[Tensor], _: int) -> list[Tensor]:
         """From memory that is not pinned, the transfer would wait for the GPU."""

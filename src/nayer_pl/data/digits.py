@@ -12,7 +12,7 @@ from nayer_pl.errors import require
 
 @dataclass(frozen=True)
 class Digits:
-    """1,797 grey digits, split once and for all into 1,297 for training and 500 for evaluation.
+    """1,797 gray digits, split once and for all into 1,297 for training and 500 for evaluation.
 
     Args:
         image_size: the 8x8 originals are enlarged bilinearly to this many pixels a side.

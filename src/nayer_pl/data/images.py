@@ -86,11 +86,11 @@ def open_split(
     count = len(images.labels)
     if not count:
         raise InputError(f"The {split} split of the data set holds no images.")
-    unlabelled = int((images.labels < 0).sum())
-    if unlabelled:
+    unlabeled = int((images.labels < 0).sum())
+    if unlabeled:
         raise InputError(
-            f"{unlabelled:,} of the {count:,} images of the {split} split have no label (-1), as "
-            "in the test splits of some sets on the Hub; use a labelled split, such as "
+            f"{unlabeled:,} of the {count:,} images of the {split} split have no label (-1), as "
+            "in the test splits of some sets on the Hub; use a labeled split, such as "
             f"data.source.{split}_split=validation."
         )
     counted = getattr(source, "num_classes", None)

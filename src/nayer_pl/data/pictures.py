@@ -17,11 +17,11 @@ ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes a picture upright, in grey or RGB, and crops it.
+    """Decodes a picture upright, in gray or RGB, and crops it.
 
     Args:
         image_shape: (C, H, W) that every picture becomes, C = 1 or 3.
-        crop: share of the height and width that the centre crop keeps; see `centre_crop`.
+        crop: share of the height and width that the center crop keeps; see `center_crop`.
         random: a random crop instead, as in training; see `random_crop`.
     """
 
@@ -41,7 +41,7 @@ class Decoder:
         if self.random:
             picture = random_crop(picture, height, width, Random(key))
         else:
-            picture = centre_crop(picture, height, width, self.crop)
+            picture = center_crop(picture, height, width, self.crop)
         pixels = torch.from_numpy(np.array(picture))
         return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
@@ -59,11 +59,11 @@ def eight_bits(picture: Image.Image, png: bool) -> Image.Image:
     return picture
 
 
-def centre_crop(picture: Image.Image, height: int, width: int, crop: float = 1.0) -> Image.Image:
-    """Resize so that (height, width) / `crop` just fits in, and cut out the centre.
+def center_crop(picture: Image.Image, height: int, width: int, crop: float = 1.0) -> Image.Image:
+    """Resize so that (height, width) / `crop` just fits in, and cut out the center.
 
     A picture that has the wanted size already stays as it is. `crop` = 0.875 for 224 pixels is
-    the usual evaluation on ImageNet: shorter side 256, centre 224.
+    the usual evaluation on ImageNet: shorter side 256, center 224.
     """
     if picture.size == (width, height):
         return picture
@@ -81,7 +81,7 @@ def random_crop(picture: Image.Image, height: int, width: int, rng: Random) -> I
     """Cut out a random part and resize it to (height, width) (Szegedy et al., 2015, section 6).
 
     Its area is 8 to 100 % of the picture's, its aspect ratio 3/4 to 4/3 of the wanted one; where
-    no such part is found in ten attempts, it is the largest centre of the wanted ratio.
+    no such part is found in ten attempts, it is the largest center of the wanted ratio.
     """
     for _ in range(ATTEMPTS):
         area = rng.uniform(*AREA) * picture.width * picture.height
@@ -92,4 +92,4 @@ def random_crop(picture: Image.Image, height: int, width: int, rng: Random) -> I
             top = rng.randint(0, picture.height - tall)
             part = picture.crop((left, top, left + wide, top + tall))
             return part.resize((width, height), Image.Resampling.BILINEAR)
-    return centre_crop(picture, height, width)
+    return center_crop(picture, height, width)

@@ -21,7 +21,7 @@ class PictureSource(ABC):
 
     Args:
         path: where they are.
-        image_shape: (C, H, W) that they become: grey or RGB; those of another size are resized
+        image_shape: (C, H, W) that they become: gray or RGB; those of another size are resized
             with their aspect ratio and cropped.
         crop: share of the height and width that evaluation keeps of them.
         in_memory: decode a split into memory; otherwise its pictures stay on disk, are decoded

@@ -1,6 +1,6 @@
 """What every data-free method shares: rounds of synthesis, and the order of things in a run.
 
-A method says how an image is made (`synthesise`). What else is shared is a file each: the loop
+A method says how an image is made (`synthesize`). What else is shared is a file each: the loop
 inside a round (`descent`), the student's step (`student_step`), its evaluation (`judging`), what
 checkpoints hold (`state`).
 """
@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from nayer_pl.bank.datamodule import SyntheticDataModule
 from nayer_pl.bank.plan import SynthesisRound, WorkItem
-from nayer_pl.distillation.collapse import CollapseWatch
+from nayer_pl.distillation.collapse import CollapseMonitor
 from nayer_pl.distillation.divergence import not_finite
 from nayer_pl.distillation.evaluation import Evaluation
 from nayer_pl.distillation.results import sum_up
@@ -24,7 +24,7 @@ from nayer_pl.errors import DivergenceError, InputError, require
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
 from nayer_pl.runtime import distributed
-from nayer_pl.runtime.rng import Purpose, stream_seed
+from nayer_pl.runtime.rng import Stream, stream_seed
 
 
 class DataFreeDistillation(Distilling, ABC):
@@ -67,13 +67,13 @@ class DataFreeDistillation(Distilling, ABC):
         self.evaluation = Evaluation()
         # A mean that leaves NaN out would hide what must stop the run.
         self.synthesis_loss = MeanMetric(nan_strategy="disable")
-        self._collapse = CollapseWatch(self.synthesis_rate)
+        self._collapse = CollapseMonitor(self.synthesis_rate)
         self._results: dict[str, Any] = {}
 
     # What a method says; what it may say about the student's step is in `Distilling`
 
     @abstractmethod
-    def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def synthesize(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Make images for these labels: one synthesis round (`descend` may do most of it).
 
         Args:
@@ -111,15 +111,15 @@ class DataFreeDistillation(Distilling, ABC):
 
     def _synthesis_round(self, item: SynthesisRound) -> None:
         trouble = self._fill_bank(item) if len(item.targets) else None
-        trouble = distributed.first_of_all(trouble)  # or the other ranks would wait for this one
+        trouble = distributed.first_error(trouble)  # or the other ranks would wait for this one
         if trouble is not None:
             raise DivergenceError(trouble)
-        distributed.level(self.trainer)
+        distributed.sync_step_and_scaler(self.trainer)
 
     def _fill_bank(self, item: SynthesisRound) -> str | None:
         """Bank the images of one round; or say why they are not fit for it."""
         with frozen(self.student):
-            images, history = self.synthesise(item.targets, item.warm_up)
+            images, history = self.synthesize(item.targets, item.warm_up)
         steps, names = torch.stack(list(history.values()), dim=1).cpu(), list(history)
         self.rounds += 1
         self.synthesis_steps += len(steps)
@@ -131,7 +131,7 @@ class DataFreeDistillation(Distilling, ABC):
         best = dict(zip(names, steps[steps[:, names.index("loss")].argmin()].tolist(), strict=True))
         self.synthesis_loss.update(best["loss"])
         # Where rounds are single steps, they are as many as the student's.
-        if not self.datamodule.plan.alternate or self.due(self.rounds):
+        if not self.datamodule.plan.interleaved or self.due(self.rounds):
             self._report_round(images, labels, best)
         return None
 
@@ -156,14 +156,14 @@ class DataFreeDistillation(Distilling, ABC):
     def setup(self, stage: str) -> None:
         """Choose the faster layout for convolutions, and let DDP see the student only."""
         distributed.check_strategy(self.trainer)
-        distributed.check_norms(self.trainer, self)
+        distributed.refuse_sync_batchnorm(self.trainer, self)
         if stage == "fit":
             epochs, planned = self.trainer.max_epochs or 0, self.datamodule.max_epochs
             wanted = f"from 1 to the plan's {planned}, as Trainer(max_epochs=plan.max_epochs)"
             require(0 < epochs <= planned, "trainer.max_epochs", wanted, epochs)
         self.to(memory_format=torch.channels_last)
-        distributed.share_only(self, "student")
-        seed = stream_seed(self.seed, self.global_rank, Purpose.NOISE)
+        distributed.limit_ddp_to(self, "student")
+        seed = stream_seed(self.seed, self.global_rank, Stream.NOISE)
         device = self.trainer.strategy.root_device  # where this module is going to be
         self.rng = torch.Generator(device).manual_seed(seed)
 
@@ -186,7 +186,7 @@ class DataFreeDistillation(Distilling, ABC):
                     f"The {name} has {outputs} outputs, but the data set has {wanted} classes; "
                     "they must be the same."
                 )
-        self.student.try_training(shape)
+        self.student.check_train_forward(shape)
         self.fold_teacher(shape)
         if self.compiles:
             self.compile_steps()
@@ -195,7 +195,7 @@ class DataFreeDistillation(Distilling, ABC):
     def on_train_epoch_end(self) -> None:
         """Leave a checked student, the same on every rank, to checkpoints; move the schedule."""
         self.report_kd_loss()
-        distributed.average_statistics(self.student)
+        distributed.all_reduce_batchnorm(self.student)
         if not self.datamodule.plan.is_warm_up(self.current_epoch):
             self.lr_schedulers().step()  # type: ignore[union-attr]
 

@@ -10,7 +10,7 @@ ALIKE = 0.02  # mean standard deviation of a pixel over a round, in [0, 1]: five
 PATIENCE = 3  # rounds in a row
 
 
-class CollapseWatch:
+class CollapseMonitor:
     """Warns, once for each kind, when images are all alike or their labels are not seen in them.
 
     Args:

@@ -30,7 +30,7 @@ def descend(
         judge: images -> loss terms by name, scalars, "loss" among them.
 
     Returns:
-        Images and terms [steps], as `DataFreeDistillation.synthesise`; the norm of the gradient is
+        Images and terms [steps], as `DataFreeDistillation.synthesize`; the norm of the gradient is
         one more term.
     """
     history: list[dict[str, Tensor]] = []

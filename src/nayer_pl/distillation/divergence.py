@@ -42,7 +42,7 @@ def not_finite(steps: Tensor, names: list[str], where: str, rate: str) -> str | 
     )
 
 
-class StudentWatch:
+class NonFiniteGuard:
     """Keeps a gradient that is not finite away from the student.
 
     On a CPU the run stops at once. On a GPU asking would wait for it at every step, so the (fused)

@@ -71,14 +71,14 @@ class Evaluation(nn.Module):
         return values
 
 
-def stop_at_chance(accuracy: float, images: int, num_classes: int) -> None:
+def check_teacher_above_chance(accuracy: float, images: int, num_classes: int) -> None:
     """Raise an InputError if guessing would do as well as this teacher.
 
     That is: if its accuracy on so many images is at most two standard deviations of a guesser's,
     or two points, above one in `num_classes`. One that is always right passes, though a guesser
     may be so on a handful of images.
 
-    >>> stop_at_chance(0.93, images=10_000, num_classes=10)
+    >>> check_teacher_above_chance(0.93, images=10_000, num_classes=10)
     """
     chance = 1 / num_classes
     deviation = math.sqrt(chance * (1 - chance) / images)
@@ -86,7 +86,7 @@ def stop_at_chance(accuracy: float, images: int, num_classes: int) -> None:
         raise InputError(
             f"The teacher is right on {100 * accuracy:.1f} % of {images:,} evaluation images, and "
             f"guessing among {num_classes} classes would give {100 * chance:.1f} %. Most often its "
-            "normalisation (teacher.mean, teacher.std), its weights (teacher.weights) or the order "
+            "normalization (teacher.mean, teacher.std), its weights (teacher.weights) or the order "
             "of the labels differ from what it was trained with; model.check_teacher=false goes on "
             "all the same."
         )

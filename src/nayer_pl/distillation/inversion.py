@@ -6,10 +6,10 @@ from torch import Tensor
 
 from nayer_pl.distillation.base import DataFreeDistillation
 from nayer_pl.errors import InputError, require, require_not_negative
-from nayer_pl.losses.batchnorm import StatisticsMatching
-from nayer_pl.losses.functional import adversarial_loss, label_loss
+from nayer_pl.losses.batchnorm import BatchNormMatching
+from nayer_pl.losses.functional import adversarial_loss, class_loss
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.synthesis.augmentation import Augmentation
+from nayer_pl.synthesis.augmentation import RandomCropFlip
 
 
 class InversionDistillation(DataFreeDistillation):
@@ -44,14 +44,14 @@ class InversionDistillation(DataFreeDistillation):
         adv_weight: float,
         bn_momentum: float,
         round_size: int,
-        augmentation: Augmentation | None = None,
+        augmentation: RandomCropFlip | None = None,
         **distillation: Any,
     ) -> None:
         super().__init__(teacher, student, **distillation)
         require_not_negative(bn_weight=bn_weight, ce_weight=ce_weight, adv_weight=adv_weight)
         self.bn_weight, self.ce_weight, self.adv_weight = bn_weight, ce_weight, adv_weight
         self.round_size, self.augmentation = round_size, augmentation
-        self.statistics = StatisticsMatching(teacher, bn_momentum)
+        self.statistics = BatchNormMatching(teacher, bn_momentum)
         if bn_weight or self.needs_statistics:
             ask_for_statistics(self.statistics, optional=not self.needs_statistics)
 
@@ -76,7 +76,7 @@ class InversionDistillation(DataFreeDistillation):
     def invert(self, images: Tensor, targets: Tensor, warm_up: bool) -> dict[str, Tensor]:
         """L and its terms, for images [B, C, H, W] and wanted labels [B]."""
         teacher_logits = self.statistics(images)
-        terms = {"ce": label_loss(teacher_logits, targets)}
+        terms = {"ce": class_loss(teacher_logits, targets)}
         loss = self.ce_weight * terms["ce"]
         if self.bn_weight:
             terms["bn"] = self.statistics.loss()
@@ -91,7 +91,7 @@ class InversionDistillation(DataFreeDistillation):
         return adversarial_loss(student_logits, teacher_logits)
 
 
-def ask_for_statistics(statistics: StatisticsMatching, optional: bool = False) -> None:
+def ask_for_statistics(statistics: BatchNormMatching, optional: bool = False) -> None:
     """Raise an InputError if the teacher has none; `optional` if the method can go on without."""
     if not statistics.norms:
         without = (

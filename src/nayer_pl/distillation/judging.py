@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nayer_pl.distillation.evaluation import Evaluation, stop_at_chance
+from nayer_pl.distillation.evaluation import Evaluation, check_teacher_above_chance
 from nayer_pl.distillation.reporting import Reporting
 from nayer_pl.distillation.taught import Taught
 from nayer_pl.networks.classifier import Classifier
@@ -38,7 +38,7 @@ class Judging(Taught, Reporting):
                 100 * accuracy, f"{images:,}",
             )  # fmt: skip
         if num_classes is not None:
-            stop_at_chance(accuracy, images, num_classes)
+            check_teacher_above_chance(accuracy, images, num_classes)
 
     def _prepare(self, batch: list[Tensor]) -> Any:
         images, labels = (tensor.to(self.device) for tensor in batch)
@@ -48,7 +48,7 @@ class Judging(Taught, Reporting):
         """Judge the student that all ranks have in common."""
         if not self.evaluation.asked:  # trainer.validate, without a fit before it
             self.examine()
-        distributed.average_statistics(self.student)
+        distributed.all_reduce_batchnorm(self.student)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], i: int) -> None:
         """Compare the student with the labels and with the teacher."""

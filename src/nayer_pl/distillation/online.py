@@ -20,8 +20,8 @@ from nayer_pl.synthesis.generators import Generator
 class OnlineDistillation(DataFreeDistillation):
     """A generator of noise, trained all along; every step of the student sees images of its own.
 
-    The plan should alternate (`Plan.alternate`): a round is the generator's turn. The bank serves
-    pictures and counts only, and one round is enough for it.
+    The plan should be interleaved (`Plan.interleaved`): a round is the generator's turn. The bank
+    serves pictures and counts only, and one round is enough for it.
 
     Args:
         teacher, student: see `DataFreeDistillation`, which also takes `distillation`.
@@ -58,14 +58,14 @@ class OnlineDistillation(DataFreeDistillation):
 
     @abstractmethod
     def judge(self, images: Tensor) -> dict[str, Tensor]:
-        """What the generator minimises ("loss") and its terms, scalars, for images [B, C, H, W]."""
+        """What the generator minimizes ("loss") and its terms, scalars, for images [B, C, H, W]."""
 
     def make(self, count: int) -> Tensor:
         """Fresh images in [0, 1], [count, C, H, W]."""
         z = torch.randn(count, self.noise_features, device=self.device, generator=self.rng)
         return self.generator(z)
 
-    def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def synthesize(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's turn; of the labels only the number counts."""
         optimizer = self.all_optimizers()[1]
         return descend(

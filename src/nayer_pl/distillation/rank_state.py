@@ -53,7 +53,7 @@ class Resumable(LightningModule):
             "format": FORMAT,
             "version": version("nayer_pl"),
             "facts": self.facts(),
-            "ranks": distributed.gather(own),
+            "ranks": distributed.all_gather(own),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -19,20 +19,20 @@ def sum_up(method: DistillationState, wants_labels: bool) -> dict[str, Any]:
         wants_labels: whether its images were made for a label each, that the teacher should see.
     """
     bank = method.datamodule.bank
-    held = distributed.total(len(bank), method.device)
+    held = distributed.all_reduce_sum(len(bank), method.device)
 
     def mean(value: float) -> float:
-        return distributed.total(value * len(bank), method.device) / held
+        return distributed.all_reduce_sum(value * len(bank), method.device) / held
 
     return {
         **measured(method.trainer, "teacher_accuracy", "student_accuracy", "agreement"),
         "teacher_parameters": sum(p.numel() for p in method.teacher.parameters()),
         "student_parameters": sum(p.numel() for p in method.student.parameters()),
         "student_updates": method.student_updates,
-        "images_banked": int(distributed.total(bank.added, method.device)),
+        "images_banked": int(distributed.all_reduce_sum(bank.added, method.device)),
         "images_kept": int(held),
-        "synthesis_steps": int(distributed.total(method.synthesis_steps, method.device)),
-        "bank_bytes": int(distributed.total(bank.nbytes, method.device)),
+        "synthesis_steps": int(distributed.all_reduce_sum(method.synthesis_steps, method.device)),
+        "bank_bytes": int(distributed.all_reduce_sum(bank.nbytes, method.device)),
         "synthesis_loss": float(method.synthesis_loss.compute()),
         "label_agreement": mean(label_agreement(bank, method.teacher)) if wants_labels else None,
         "diversity": mean(within_class_distance(bank)),

@@ -19,7 +19,7 @@ from nayer_pl.distillation.rank_state import (
 )
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.runtime import distributed
-from nayer_pl.runtime.rng import take_up
+from nayer_pl.runtime.rng import restore_generator
 
 
 class DistillationState(Resumable, ABC):
@@ -84,7 +84,7 @@ class DistillationState(Resumable, ABC):
         """A rank that was not there before begins with what another one knows, and own noise."""
         alike = states[rank % len(states)]
         if rank < len(states):
-            take_up(self.rng, alike["rng"])
+            restore_generator(self.rng, alike["rng"])
         self._optimizers_of_synthesis = alike["optimizers"]
         self.load_state_dict(alike["parts"], strict=False)
         self._statistics = alike["statistics"]
@@ -100,9 +100,9 @@ class DistillationState(Resumable, ABC):
         state = checkpoint["state_dict"]
         for key in [key for key in state if not key.startswith("student.")]:
             del state[key]
-        with distributed.averaged_statistics(self.student):  # for now: saving must not change a run
+        with distributed.averaged_batchnorm(self.student):  # for now: saving must not change a run
             for name, buffer in self.student.named_buffers(prefix="student"):
-                if name in state:  # not the normalisation
+                if name in state:  # not the normalization
                     state[name] = buffer.clone()
         for optimizer in checkpoint.get("optimizer_states", [])[1:]:  # every rank has its own
             optimizer["state"] = {}
@@ -112,7 +112,7 @@ class DistillationState(Resumable, ABC):
         """Restore the counters, and the place in the epoch."""
         super().on_load_checkpoint(checkpoint)
         self.student_updates = checkpoint["progress"]["student_updates"]
-        self.datamodule.find_place(checkpoint["loops"]["fit_loop"])
+        self.datamodule.seek_epoch(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self) -> None:
         """Optimizers of synthesis come back after Lightning has restored those that it knows."""

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchmetrics import MeanMetric
 
 from nayer_pl.bank.plan import DistillationBatch
-from nayer_pl.distillation.divergence import StudentWatch, gradient_norm
+from nayer_pl.distillation.divergence import NonFiniteGuard, gradient_norm
 from nayer_pl.distillation.judging import Judging
 from nayer_pl.distillation.state import DistillationState
 from nayer_pl.errors import DivergenceError, require
@@ -48,7 +48,7 @@ class Distilling(Judging, DistillationState):
         self.momentum, self.weight_decay = momentum, weight_decay
         # A mean that leaves NaN out would hide what must stop the run.
         self.kd_loss = MeanMetric(nan_strategy="disable")
-        self._watch = StudentWatch()
+        self._watch = NonFiniteGuard()
 
     # What a method may say
 
@@ -57,7 +57,7 @@ class Distilling(Judging, DistillationState):
         return batch.images
 
     def student_loss(self, images: Tensor) -> Tensor:
-        """What the student minimises on images [B, C, H, W] in [0, 1]; a scalar."""
+        """What the student minimizes on images [B, C, H, W] in [0, 1]; a scalar."""
         with torch.no_grad():
             teacher_logits = self.ask_teacher(images)
         return distillation_loss(self.student(images), teacher_logits, self.temperature)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.folding import folded
-from nayer_pl.networks.teacher import check_apart
+from nayer_pl.networks.teacher import check_no_shared_weights
 from nayer_pl.runtime.precision import fused_dtype
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ class Taught(LightningModule):
     teacher: Classifier
 
     def learn_from(self, teacher: Classifier, student: Classifier) -> None:
-        """Take a teacher, and its normalisation for a student that has none.
+        """Take a teacher, and its normalization for a student that has none.
 
         Raises:
             InputError: the two share weights.
         """
-        check_apart(teacher, student)
-        if not student.normalises:
-            student.normalise_like(teacher)
+        check_no_shared_weights(teacher, student)
+        if not student.has_normalization:
+            student.copy_normalization(teacher)
         self.strict_loading = False  # checkpoints leave the teacher out
         self.teacher = teacher.freeze()
 

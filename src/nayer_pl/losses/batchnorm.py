@@ -48,10 +48,10 @@ class ChannelMoments(torch.autograd.Function):
         return torch.addcmul(offset, x, slope)
 
 
-class StatisticsMatching(nn.Module):
+class BatchNormMatching(nn.Module):
     """The teacher under observation: its logits, and how far its BatchNorms' inputs are from home.
 
-    Calling it asks a twin of the teacher, which shares all of its tensors and is watched; the
+    Calling it asks a tied copy of the teacher, which shares all of its tensors and is watched; the
     teacher itself stays free of hooks.
 
     Args:
@@ -69,7 +69,7 @@ class StatisticsMatching(nn.Module):
     def __init__(self, teacher: nn.Module, momentum: float = 0.9) -> None:
         super().__init__()
         require(0 <= momentum < 1, "bn_momentum", "at least 0 and below 1", momentum)
-        self.teacher, self.momentum = twin(teacher), momentum
+        self.teacher, self.momentum = tied_copy(teacher), momentum
         self.norms = [
             module
             for module in self.teacher.modules()
@@ -92,8 +92,8 @@ class StatisticsMatching(nn.Module):
         self._taken = {}
         return self.teacher(images)
 
-    def train(self, mode: bool = True) -> "StatisticsMatching":
-        """As `nn.Module.train`, but the twin stays in evaluation mode: its averages are shared."""
+    def train(self, mode: bool = True) -> "BatchNormMatching":
+        """As `nn.Module.train`, but the copy stays in evaluation mode: its averages are shared."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -126,9 +126,9 @@ def _side_by_side(statistics: Sequence[Statistics]) -> Tensor:
     return torch.stack([torch.cat(row) for row in zip(*statistics, strict=True)])
 
 
-def twin(module: nn.Module) -> nn.Module:
+def tied_copy(module: nn.Module) -> nn.Module:
     """A second module with the same parameters and buffers, not copies of them."""
-    # Not only parameters and buffers: weight normalisation keeps what it computes as an attribute.
+    # Not only parameters and buffers: weight normalization keeps what it computes as an attribute.
     kept = [value for part in module.modules() for value in vars(part).values()]
     shared = {
         id(tensor): tensor

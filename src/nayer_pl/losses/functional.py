@@ -6,22 +6,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def label_loss(teacher_logits: Tensor, targets: Tensor) -> Tensor:
+def class_loss(teacher_logits: Tensor, targets: Tensor) -> Tensor:
     """L_ce: the teacher should see the wanted label (NAYER, equation 3).
 
-    >>> label_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    >>> class_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
     tensor(0.6931)
     """
     return F.cross_entropy(teacher_logits, targets)
 
 
-def balance_loss(teacher_logits: Tensor) -> Tensor:
+def class_balance_loss(teacher_logits: Tensor) -> Tensor:
     """The negative entropy of the batch's mean prediction, in nats: least for equal classes.
 
     DAFL (Chen et al., 2019, arXiv 1904.01186, equation 5); DFQ (Choi et al., 2020,
     arXiv 2005.04136).
 
-    >>> balance_loss(torch.tensor([[50.0, 0.0], [0.0, 50.0]]))
+    >>> class_balance_loss(torch.tensor([[50.0, 0.0], [0.0, 50.0]]))
     tensor(-0.6931)
     """
     # In logarithms, where a class that nobody sees has a gradient.

@@ -17,7 +17,7 @@ from nayer_pl.distillation.inversion import InversionDistillation
 from nayer_pl.errors import require, require_not_negative
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.contrast import contrastive_loss, random_part
-from nayer_pl.synthesis.generators import Generator, start_anew
+from nayer_pl.synthesis.generators import Generator, reset_parameters_
 
 Layers = Literal["all", "stages"]
 
@@ -25,10 +25,10 @@ Layers = Literal["all", "stages"]
 class CMI(InversionDistillation):
     """Images must be told apart: from each other and from those of earlier rounds.
 
-    Every round has a generator of its own; its weights and its noise z are optimised together. A
+    Every round has a generator of its own; its weights and its noise z are optimized together. A
     head on the teacher's features learns to tell images apart: a part of an image should have the
     embedding of the whole image, and not that of any other one. The generator's images are
-    optimised for the same (InfoNCE), so they spread.
+    optimized for the same (InfoNCE), so they spread.
 
     As in the published code (zju-vipa/CMI), features are the spatial means of the inputs of the
     teacher's BatchNorms; the head is Linear, ReLU, Linear and the unit sphere, and is trained all
@@ -41,7 +41,7 @@ class CMI(InversionDistillation):
         image_shape: (C, H, W) of the images to make.
         noise_features: size of z, which starts as N(0, 1).
         generator: features, image_shape -> generator.
-        generator_steps: optimisation steps in a round.
+        generator_steps: optimization steps in a round.
         generator_lr: of generator, z and head.
         generator_betas: of the Adam of generator and z, which starts afresh in every round; the
             head's goes on, with PyTorch's betas.
@@ -107,7 +107,7 @@ class CMI(InversionDistillation):
         self._means: dict[Any, Tensor] = {}
         for norm in self.statistics.norms:
             norm.register_forward_pre_hook(self._take)
-        size = self._features(teacher.grey(image_shape)).shape[1]
+        size = self._features(teacher.dummy_images(image_shape)).shape[1]
         out = nn.Linear(size, embedding_features)
         self.head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), out)
         self.feature_count = size
@@ -127,7 +127,7 @@ class CMI(InversionDistillation):
         """The generator too; but views are drawn at random, and earlier images become more."""
         return [*super().steps_to_compile(), "_make"]
 
-    def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def synthesize(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One round: a new generator, and the images of its step with the lowest loss."""
         optimizer = self.all_optimizers()[1]
         earlier = self._remember() if self.cr_weight else None
@@ -209,7 +209,7 @@ class CMI(InversionDistillation):
 @torch.no_grad()
 def restart(generator: nn.Module, rng: torch.Generator) -> None:
     """New weights, N(0, 0.02) as in DCGAN (Radford et al., 2016, arXiv 1511.06434), in place."""
-    start_anew(generator)
+    reset_parameters_(generator)
     for layer in generator.modules():
         if isinstance(layer, nn.Linear | _ConvNd):
             layer.weight.normal_(0, 0.02, generator=rng)

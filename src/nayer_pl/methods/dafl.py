@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from nayer_pl.distillation.online import OnlineDistillation, stepping_down
 from nayer_pl.errors import InputError, require_not_negative
-from nayer_pl.losses.functional import balance_loss, label_loss
+from nayer_pl.losses.functional import class_balance_loss, class_loss
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.modes import frozen
 from nayer_pl.networks.watching import layer_inputs
@@ -30,7 +30,7 @@ class DAFL(OnlineDistillation):
     the sum, over features. The entropy is not divided by the number of classes, and the code takes
     logarithms to base 10: its 5 is 5 / ln 10 here. As in the paper, the student sees images of a z
     of its own (in the code: those of the generator's step). Images are in [0, 1] (there:
-    standardised by a last BatchNorm in the generator).
+    standardized by a last BatchNorm in the generator).
 
     Args:
         teacher, student, image_shape: see `OnlineDistillation`, which also takes `online`.
@@ -88,7 +88,7 @@ class DAFL(OnlineDistillation):
             logits, inputs = layer_inputs(self.teacher, images, [self.head])
         else:
             logits = self.ask_teacher(images)
-        terms = {"onehot": onehot_loss(logits), "balance": balance_loss(logits)}
+        terms = {"onehot": onehot_loss(logits), "balance": class_balance_loss(logits)}
         loss = self.onehot_weight * terms["onehot"] + self.balance_weight * terms["balance"]
         if self.activation_weight:
             terms["activation"] = activation_loss(inputs[self.head])
@@ -105,7 +105,7 @@ class DAFL(OnlineDistillation):
 
 def onehot_loss(teacher_logits: Tensor) -> Tensor:
     """Cross-entropy with the class that the teacher itself sees (equation 2)."""
-    return label_loss(teacher_logits, teacher_logits.detach().argmax(1))
+    return class_loss(teacher_logits, teacher_logits.detach().argmax(1))
 
 
 def activation_loss(features: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def last_linear(net: Classifier, image_shape: Sequence[int]) -> str:
     """
     names = [name for name, layer in net.network.named_modules() if isinstance(layer, nn.Linear)]
     with torch.no_grad(), frozen(net):
-        logits, inputs = layer_inputs(net, net.grey(image_shape), names)
+        logits, inputs = layer_inputs(net, net.dummy_images(image_shape), names)
     last = next(reversed(inputs), None)
     if last is None or net.network.get_submodule(last).out_features != logits.shape[1]:
         raise InputError(

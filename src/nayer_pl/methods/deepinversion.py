@@ -19,13 +19,13 @@ from nayer_pl.networks.classifier import Classifier
 
 
 class DeepInversion(InversionDistillation):
-    """No generator: the pixels themselves are optimised, from noise.
+    """No generator: the pixels themselves are optimized, from noise.
 
     The teacher should see the wanted label and its BatchNorms the statistics that they know, in
     images that are smooth (section 3.2). With `adv_weight` it is Adaptive DeepInversion (section
     3.3): teacher and student should also disagree.
 
-    Pixels are held in the teacher's normalised units, for which the published step sizes and
+    Pixels are held in the teacher's normalized units, for which the published step sizes and
     weights are meant. They start as N(0, 1) in every round, and before each step they are clipped
     to what an image in [0, 1] can be, as the authors' code does for ImageNet (for CIFAR-10 it does
     not). In each step the judges see them rolled by a few pixels, and mirrored or not.
@@ -39,8 +39,8 @@ class DeepInversion(InversionDistillation):
     Args:
         teacher, student: see `InversionDistillation`, which also takes `inversion`.
         image_shape: (C, H, W) of the images to make.
-        image_steps: optimisation steps in a round.
-        image_lr, image_betas: of the Adam of the pixels, in normalised units; it starts afresh in
+        image_steps: optimization steps in a round.
+        image_lr, image_betas: of the Adam of the pixels, in normalized units; it starts afresh in
             every round.
         jitter: largest roll in pixels, in each direction.
         flip: mirror the batch left and right in half of the steps; wrong for digits.
@@ -107,7 +107,7 @@ class DeepInversion(InversionDistillation):
         """What follows the random roll."""
         return [*super().steps_to_compile(), "_judge"]
 
-    def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def synthesize(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One round: from noise to the images of the step with the lowest loss."""
         optimizer = self.all_optimizers()[1]
         with torch.no_grad():

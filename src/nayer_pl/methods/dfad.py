@@ -22,10 +22,10 @@ class DFAD(OnlineDistillation):
     The discrepancy is the mean absolute error between logits. The student's steps (imitation, five
     in the published code) and the generator's (generation) see images of a new z each.
 
-    The paper's generator may maximise the logarithm of one plus the discrepancy, which slows it
+    The paper's generator may maximize the logarithm of one plus the discrepancy, which slows it
     down where the discrepancy is large. The published code does so for segmentation, and not for
     classification; `log_form` chooses. As in all methods here, images are in [0, 1] (there:
-    standardised), and the student is in evaluation mode during the generator's steps (there: in
+    standardized), and the student is in evaluation mode during the generator's steps (there: in
     training mode).
 
     Args:

@@ -14,20 +14,20 @@ from nayer_pl.distillation.descent import descend
 from nayer_pl.distillation.inversion import ask_for_statistics
 from nayer_pl.distillation.online import OnlineDistillation
 from nayer_pl.errors import require_not_negative
-from nayer_pl.losses.batchnorm import StatisticsMatching
-from nayer_pl.losses.functional import balance_loss, divergence
+from nayer_pl.losses.batchnorm import BatchNormMatching
+from nayer_pl.losses.functional import class_balance_loss, divergence
 from nayer_pl.networks.classifier import Classifier
 
 
 class DFQ(OnlineDistillation):
     """The generator looks for disagreement among images that could be the teacher's own data.
 
-    It maximises KL(teacher || student), less three terms that keep its images near the data: the
+    It maximizes KL(teacher || student), less three terms that keep its images near the data: the
     teacher's BatchNorms should see their statistics, the teacher should be sure of every image
     (instance entropy), and over a batch it should see every class as often (batch entropy). In
-    warm-up epochs the generator learns from those three alone. The student minimises the
-    divergence. No network is quantised here, and there is one generator and one student; the paper
-    has more of them for some of its results. Images are in [0, 1] (there: standardised by a last
+    warm-up epochs the generator learns from those three alone. The student minimizes the
+    divergence. No network is quantized here, and there is one generator and one student; the paper
+    has more of them for some of its results. Images are in [0, 1] (there: standardized by a last
     BatchNorm in the generator).
 
     The authors published no code. Later collections (CMI's) have another method of this name, with
@@ -93,7 +93,7 @@ class DFQ(OnlineDistillation):
         self.statistics = GaussianMatching(teacher)
         ask_for_statistics(self.statistics)
 
-    def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def synthesize(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's turn; in warm-up the student is not asked."""
         return descend(
             self,
@@ -109,7 +109,7 @@ class DFQ(OnlineDistillation):
         terms = {
             "bn": self.statistics.loss(),
             "entropy": entropy_loss(logits),
-            "balance": balance_loss(logits),
+            "balance": class_balance_loss(logits),
         }
         loss = self.bn_weight * terms["bn"] + self.entropy_weight * terms["entropy"]
         loss = loss + self.balance_weight * terms["balance"]
@@ -119,7 +119,7 @@ class DFQ(OnlineDistillation):
         return {"loss": loss, **terms}
 
 
-class GaussianMatching(StatisticsMatching):
+class GaussianMatching(BatchNormMatching):
     """Every channel of a BatchNorm's input is taken for a Gaussian, the batch's and the data's."""
 
     def loss(self) -> Tensor:
@@ -135,10 +135,10 @@ class GaussianMatching(StatisticsMatching):
                 home = norm.get_buffer("running_mean"), norm.get_buffer("running_var") + norm.eps
                 each.append((mean, variance + norm.eps, *home))
         # All channels side by side: arithmetic on each small layer alone would take longer.
-        return gaussian_divergence(*map(torch.cat, zip(*each, strict=True))).sum()
+        return gaussian_kl(*map(torch.cat, zip(*each, strict=True))).sum()
 
 
-def gaussian_divergence(
+def gaussian_kl(
     mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tensor
 ) -> Tensor:
     """KL(N(mean, variance) || N(other_mean, other_variance)), element by element."""

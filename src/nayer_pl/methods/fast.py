@@ -119,7 +119,7 @@ class FastDFKD(InversionDistillation):
         """The generator's step in two graphs, because crops are drawn between them."""
         return [*super().steps_to_compile(), "_make", "invert"]
 
-    def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def synthesize(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One round: k steps of the copy, then one of the meta generator."""
         _, inner, outer = self.all_optimizers()
         outer.zero_grad()

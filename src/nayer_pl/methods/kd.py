@@ -31,7 +31,7 @@ class KnowledgeDistillation(Judging, Supervised):
         image_shape: (C, H, W) of the images.
         temperature: of the distillation loss.
         check_teacher: stop at once if the teacher does no better than a guesser.
-        optimisation: learning rate and so on of `Supervised`.
+        optimization: learning rate and so on of `Supervised`.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class KnowledgeDistillation(Judging, Supervised):
         image_shape: Sequence[int],
         temperature: float = 20.0,
         check_teacher: bool = True,
-        **optimisation: float,
+        **optimization: float,
     ) -> None:
-        super().__init__(student, **optimisation)
+        super().__init__(student, **optimization)
         require(temperature > 0, "model.temperature", "above 0", temperature)
         self.learn_from(teacher, student)
         self.image_shape, self.temperature = tuple(image_shape), temperature

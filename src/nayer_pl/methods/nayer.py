@@ -15,7 +15,7 @@ from nayer_pl.distillation.inversion import InversionDistillation
 from nayer_pl.errors import InputError, require, require_not_negative
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning
-from nayer_pl.synthesis.generators import Generator, start_anew
+from nayer_pl.synthesis.generators import Generator, reset_parameters_
 from nayer_pl.synthesis.label_text import LabelText
 
 Conditioning = Literal["lte", "onehot", "noise"]
@@ -42,11 +42,11 @@ class NAYER(InversionDistillation):
         label_text: the label-text embeddings [num_classes, d], or what encodes them; only
             `conditioning="lte"` needs it.
         conditioning: "lte", "onehot" (the label without its meaning), or "noise" (no label).
-        reinitialise_noisy_layer: draw it anew for every round (NAYER) or only once.
+        reset_noisy_layer: draw it anew for every round (NAYER) or only once.
         labels_per_layer: K of the noisy layer; None for one layer per full set of classes.
         noisy_features: size of the noisy layer's output.
         generator: features, image_shape -> generator.
-        generator_steps: optimisation steps in a round.
+        generator_steps: optimization steps in a round.
         generator_lr, generator_betas: of the Adam that starts afresh in every round.
         generator_life: epochs until the generator starts from scratch.
         bn_weight, ce_weight, adv_weight, bn_momentum: see `InversionDistillation`.
@@ -61,7 +61,7 @@ class NAYER(InversionDistillation):
         image_shape: Sequence[int],
         label_text: Tensor | LabelText | None = None,
         conditioning: Conditioning = "lte",
-        reinitialise_noisy_layer: bool = True,
+        reset_noisy_layer: bool = True,
         labels_per_layer: int | None = None,
         noisy_features: int = 1000,
         generator: Callable[[int, Sequence[int]], nn.Module] = Generator,
@@ -87,7 +87,7 @@ class NAYER(InversionDistillation):
         self.generator_steps, self.generator_life = generator_steps, generator_life
         self.generator_lr = generator_lr
         self.generator_betas = (generator_betas[0], generator_betas[1])
-        self.redraws = reinitialise_noisy_layer
+        self.redraws = reset_noisy_layer
         classes = teacher.num_classes(image_shape)
         self.conditioning: LabelConditioning | NoiseConditioning
         if conditioning == "noise":
@@ -100,7 +100,7 @@ class NAYER(InversionDistillation):
                 noisy_features,
                 round_size,
                 classes if labels_per_layer is None else labels_per_layer,
-                reinitialise_noisy_layer,
+                reset_noisy_layer,
             )
         self.generator = generator(noisy_features, image_shape)
 
@@ -114,7 +114,7 @@ class NAYER(InversionDistillation):
         """Start the generator from scratch at the end of its life, and when distillation begins."""
         epoch, warm_up = self.current_epoch, self.datamodule.plan.warmup_epochs
         if epoch > 0 and (epoch % self.generator_life == 0 or epoch == warm_up):
-            start_anew(self.generator)
+            reset_parameters_(self.generator)
             self.conditioning.reset_parameters()
 
     def own_state(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class NAYER(InversionDistillation):
         """The generator's step in two graphs, because crops are drawn between them."""
         return [*super().steps_to_compile(), "_make", "invert"]
 
-    def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def synthesize(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One round (NAYER, algorithm 1): the images of the step with the lowest loss."""
         optimizer = self.all_optimizers()[1]
         self.conditioning.start_round(targets, self.rng)

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
 
 from nayer_pl.data.datamodule import RealDataModule
-from nayer_pl.distillation.divergence import StudentWatch, gradient_norm
+from nayer_pl.distillation.divergence import NonFiniteGuard, gradient_norm
 from nayer_pl.distillation.rank_state import Resumable, described, load_metric, metric_state
 from nayer_pl.distillation.results import measured
 from nayer_pl.errors import InputError, require
@@ -52,7 +52,7 @@ class Supervised(Resumable):
         self.weight_decay, self.label_smoothing = weight_decay, label_smoothing
         self.accuracy = MeanMetric()
         self.train_loss = MeanMetric(nan_strategy="disable")  # NaN must show
-        self._watch, self._loss = StudentWatch("training loss", "step"), torch.zeros(())
+        self._watch, self._loss = NonFiniteGuard("training loss", "step"), torch.zeros(())
 
     def setup(self, stage: str) -> None:
         """Choose the faster layout for convolutions."""
@@ -100,7 +100,7 @@ class Supervised(Resumable):
 
     def on_validation_start(self) -> None:
         """Judge the network that all ranks have in common, which is the one that is exported."""
-        distributed.average_statistics(self.network)
+        distributed.all_reduce_batchnorm(self.network)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         """Count right answers."""

@@ -24,13 +24,13 @@ class ZSKT(OnlineDistillation):
     """The generator looks for images that student and teacher disagree on; the student learns them.
 
     A turn belongs to one batch of z (algorithm 1): after the generator's step the student takes
-    its steps, ten in the paper, all on the images of that z. The generator maximises
-    KL(teacher || student). The student minimises it together with attention transfer (equation 1).
+    its steps, ten in the paper, all on the images of that z. The generator maximizes
+    KL(teacher || student). The student minimizes it together with attention transfer (equation 1).
 
     Paper and published code differ; this is the code. It averages the student's divergence over
     classes as well as images, and the squares of attention differences over pixels, and beta was
     chosen for that; it also clips the gradients of both networks. Not taken over: the generator's
-    images are in [0, 1] instead of standardised, and the student is in evaluation mode while the
+    images are in [0, 1] instead of standardized, and the student is in evaluation mode while the
     generator looks for its weaknesses.
 
     Args:
@@ -95,10 +95,10 @@ class ZSKT(OnlineDistillation):
 
     # The generator's turn
 
-    def synthesise(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def synthesize(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw the z of this turn, and let the generator take its steps on it."""
         self.z.normal_(generator=self.rng)
-        return super().synthesise(targets, warm_up)
+        return super().synthesize(targets, warm_up)
 
     def make(self, count: int) -> Tensor:
         """The first images of this turn, in [0, 1], [count, C, H, W]."""
@@ -199,7 +199,7 @@ def last_layers(net: Classifier, image_shape: Sequence[int]) -> dict[tuple[int, 
         if name and any(isinstance(part, nn.Conv2d) for part in module.modules())
     ]
     with torch.no_grad(), frozen(net):
-        _, maps = layer_outputs(net, net.grey(image_shape), layers)
+        _, maps = layer_outputs(net, net.dummy_images(image_shape), layers)
     sizes = {name: tuple(out.shape[2:]) for name, out in maps.items() if isinstance(out, Tensor)}
     return {size: name for name, size in sizes.items() if len(size) == 2 and size != (1, 1)}
 

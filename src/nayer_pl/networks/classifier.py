@@ -1,4 +1,4 @@
-"""A network together with its normalisation: images in [0, 1] in, logits out."""
+"""A network together with its normalization: images in [0, 1] in, logits out."""
 
 import logging
 import math
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 from nayer_pl.errors import InputError
 from nayer_pl.networks.architecture import build_network
-from nayer_pl.networks.modes import mode_kept
+from nayer_pl.networks.modes import preserve_mode
 from nayer_pl.networks.weights import load_weights
 
 log = logging.getLogger(__name__)
 
 
 class Classifier(nn.Module):
-    """Teacher or student: normalises images in [0, 1] as `network` was trained to see them.
+    """Teacher or student: has_normalization images in [0, 1] as `network` was trained to see them.
 
     Args:
         network: images [B, C, H, W] -> logits [B, num_classes].
         mean: per-channel mean, one value or C.
         std: per-channel standard deviation, one value or C. Neither of them leaves the choice to
-            `normalise_like`; images cannot be classified before.
+            `copy_normalization`; images cannot be classified before.
     """
 
     mean: Tensor | None
@@ -58,8 +58,8 @@ class Classifier(nn.Module):
         """Images in [0, 1], [B, C, H, W] -> logits [B, num_classes], at least float32."""
         if self.mean is None or self.std is None:
             raise InputError(
-                "This classifier does not know how its images are normalised; give it mean and "
-                "std, or another classifier's by normalise_like."
+                "This classifier does not know how its images are normalized; give it mean and "
+                "std, or another classifier's by copy_normalization."
             )
         logits = self.network((images - self.mean) / self.std)
         if not isinstance(logits, Tensor):
@@ -71,14 +71,14 @@ class Classifier(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @property
-    def normalises(self) -> bool:
-        """Whether it has a normalisation."""
+    def has_normalization(self) -> bool:
+        """Whether it has a normalization."""
         return self.mean is not None
 
-    def normalise_like(self, other: "Classifier") -> None:
-        """Take over another classifier's normalisation; a student's is its teacher's."""
+    def copy_normalization(self, other: "Classifier") -> None:
+        """Take over another classifier's normalization; a student's is its teacher's."""
         if other.mean is None or other.std is None:
-            raise InputError("The other classifier has no normalisation; give it mean and std.")
+            raise InputError("The other classifier has no normalization; give it mean and std.")
         self.mean, self.std = other.mean.clone(), other.std.clone()
 
     @property
@@ -87,23 +87,23 @@ class Classifier(nn.Module):
         architecture = getattr(self.network, "architecture", None)
         if architecture is None:
             return None
-        return {"architecture": architecture, **self.normalisation}
+        return {"architecture": architecture, **self.normalization}
 
     @property
-    def normalisation(self) -> dict[str, list[float]]:
+    def normalization(self) -> dict[str, list[float]]:
         """`mean` and `std` as plain values; empty without them."""
         if self.mean is None or self.std is None:
             return {}
         return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
 
-    def grey(self, image_shape: Sequence[int], count: int = 1) -> Tensor:
+    def dummy_images(self, image_shape: Sequence[int], count: int = 1) -> Tensor:
         """Images to ask the network something about itself with, [count, C, H, W]."""
         like = next(self.parameters(), torch.empty(0))
         return torch.full((count, *image_shape), 0.5, device=like.device, dtype=like.dtype)
 
     @torch.no_grad()
     def num_classes(self, image_shape: Sequence[int]) -> int:
-        """Number of outputs, asked of the network itself with one grey image.
+        """Number of outputs, asked of the network itself with one gray image.
 
         Raises:
             InputError: the network does not take images of this shape, or its answer is no logits.
@@ -116,10 +116,10 @@ class Classifier(nn.Module):
                 f"{image_shape[0]} channels; give one value for all of them, or one for each."
             )
         try:
-            image = self.grey(image_shape)
+            image = self.dummy_images(image_shape)
             if self.mean is not None and self.std is not None:
                 image = (image - self.mean) / self.std
-            with mode_kept(self):
+            with preserve_mode(self):
                 self.eval()
                 answer: Any = self.network(image)
         except Exception as error:  # it may be anybody's
@@ -133,7 +133,7 @@ class Classifier(nn.Module):
         return answer.shape[1]
 
     @torch.no_grad()
-    def try_training(self, image_shape: Sequence[int]) -> None:
+    def check_train_forward(self, image_shape: Sequence[int]) -> None:
         """Ask the network once as training will, and leave its state as it is.
 
         Raises:
@@ -141,9 +141,9 @@ class Classifier(nn.Module):
         """
         before = [buffer.clone() for buffer in self.network.buffers()]
         try:
-            with mode_kept(self):
+            with preserve_mode(self):
                 self.train()
-                self(self.grey(image_shape, count=2))
+                self(self.dummy_images(image_shape, count=2))
         finally:
             for buffer, value in zip(self.network.buffers(), before, strict=True):
                 buffer.copy_(value)
@@ -166,8 +166,8 @@ def build_classifier(
 
     Args:
         architecture: `_target_` and arguments of the network.
-        mean, std: its normalisation. Weights that know the one they were trained with win: a file
-            of this package, or weights that the builder fetched (its network's `normalisation`)
+        mean, std: its normalization. Weights that know the one they were trained with win: a file
+            of this package, or weights that the builder fetched (its network's `normalization`)
             where nothing is given.
         weights: a file to start from; without one the network is as its builder leaves it.
         prefix: what stands before the network's keys in that file; None finds it.
@@ -185,20 +185,20 @@ def build_classifier(
     given, carried = Classifier(network, mean, std), facts.get("classifier")
     if isinstance(carried, Mapping) and {"mean", "std"} <= carried.keys():
         own = Classifier(network, carried["mean"], carried["std"])
-        if given.normalises and not _alike(given.normalisation, own.normalisation):
+        if given.has_normalization and not _alike(given.normalization, own.normalization):
             log.warning(
                 "'%s' was trained with mean %s and std %s; these are used, not %s and %s.",
                 weights, carried["mean"], carried["std"], mean, std,
             )  # fmt: skip
         return own
-    fetched = getattr(network, "normalisation", None)
-    if not given.normalises and isinstance(fetched, Mapping):
+    fetched = getattr(network, "normalization", None)
+    if not given.has_normalization and isinstance(fetched, Mapping):
         given = Classifier(network, **fetched)
     return given
 
 
 def _alike(first: Mapping[str, list[float]], second: Mapping[str, list[float]]) -> bool:
-    """Whether two normalisations are the same; one value stands for every channel."""
+    """Whether two normalizations are the same; one value stands for every channel."""
     channels = max(len(first["mean"]), len(second["mean"]))
     return all(
         first[key] * (channels // len(first[key])) == second[key] * (channels // len(second[key]))

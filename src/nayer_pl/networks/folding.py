@@ -15,7 +15,7 @@ from torch.fx.experimental.optimization import fuse
 
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.fusing import fused
-from nayer_pl.networks.modes import mode_kept
+from nayer_pl.networks.modes import preserve_mode
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def folded(
     probe = torch.rand(2, *image_shape, generator=rng).to(next(classifier.parameters()).device)
     best = classifier
     try:
-        with mode_kept(classifier):
+        with preserve_mode(classifier):
             expected: Tensor = classifier.eval()(probe)
             network: Any = fuse(classifier.network)
         best = _checked(network, classifier, probe, expected)
@@ -57,7 +57,7 @@ def _checked(
 ) -> Classifier:
     """`network` in the place of a classifier's own, if it answers the same."""
     copy = Classifier(network)
-    copy.normalise_like(classifier)
+    copy.copy_normalization(classifier)
     copy.freeze().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Some devices multiply in few digits. What all classes have in common says nothing.
     tolerance = 1e-2 * float((expected - expected.mean(1, keepdim=True)).abs().max())

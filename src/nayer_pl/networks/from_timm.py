@@ -4,8 +4,8 @@ from torch import nn
 
 from nayer_pl.errors import InputError
 from nayer_pl.networks.architecture import architecture
-from nayer_pl.networks.outside import carry_normalisation, needs_name, refuse_misfit
-from nayer_pl.runtime.libraries import explained, optional, tensors_only
+from nayer_pl.networks.outside import attach_normalization, check_head_shape, require_name
+from nayer_pl.runtime.libraries import friendly_errors, import_optional, weights_only_load
 
 
 @architecture
@@ -18,19 +18,19 @@ def from_timm(
         name: of the network, such as `resnet50.tv_in1k`; with `pretrained` also `hf-hub:...` and
             `local-dir:...`.
         num_classes, channels: what it is for; published weights must be for the same.
-        pretrained: with its published weights, whose normalisation it then carries.
+        pretrained: with its published weights, whose normalization it then carries.
 
     Raises:
         InputError: timm is missing, does not know the name, or cannot fetch the weights.
     """
-    name = needs_name(name, "timm", "resnet50.tv_in1k")
-    timm = optional("timm")
+    name = require_name(name, "timm", "resnet50.tv_in1k")
+    timm = import_optional("timm")
     if ":" in name and not pretrained:
         # Files that name a network are rebuilt, and must not fetch anything.
         raise InputError(f"timm fetches '{name}'; without weights, name a timm.list_models().")
     with (
-        tensors_only(),
-        explained(
+        weights_only_load(),
+        friendly_errors(
             f"timm cannot make '{name}'",
             "timm.list_models() has the names, and weights that were fetched elsewhere go to "
             "teacher.weights=PATH",
@@ -40,7 +40,7 @@ def from_timm(
             return timm.create_model(name, num_classes=num_classes, in_chans=channels)
         facts = timm.create_model(name).pretrained_cfg
         found = facts["num_classes"], facts["input_size"][0]
-        refuse_misfit(name, found, (num_classes, channels))
+        check_head_shape(name, found, (num_classes, channels))
         network = timm.create_model(name, pretrained=True)
-    carry_normalisation(network, facts["mean"], facts["std"])
+    attach_normalization(network, facts["mean"], facts["std"])
     return network

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nayer_pl.errors import InputError
-from nayer_pl.runtime.libraries import explained
+from nayer_pl.runtime.libraries import friendly_errors
 
 
 # Not an @architecture: it runs the repository's code, which no file may ask for.
@@ -35,7 +35,7 @@ def from_torch_hub(
             f"A torch.hub network runs the code of '{repo}'; if you trust it, set "
             "teacher.trust_code=true."
         )
-    with explained(
+    with friendly_errors(
         f"'{name}' of '{repo}' cannot be loaded",
         "without a network set teacher.repo to a local copy and teacher.source=local",
     ):

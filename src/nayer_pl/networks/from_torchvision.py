@@ -4,8 +4,8 @@ from torch import nn
 
 from nayer_pl.errors import InputError
 from nayer_pl.networks.architecture import architecture
-from nayer_pl.networks.outside import carry_normalisation, needs_name, refuse_misfit
-from nayer_pl.runtime.libraries import explained, optional, tensors_only
+from nayer_pl.networks.outside import attach_normalization, check_head_shape, require_name
+from nayer_pl.runtime.libraries import friendly_errors, import_optional, weights_only_load
 
 
 @architecture
@@ -17,14 +17,14 @@ def from_torchvision(
     Args:
         name: such as `resnet50`.
         num_classes, channels: what it is for; published weights must be for the same.
-        pretrained: with published weights, whose normalisation it then carries: their name, such
+        pretrained: with published weights, whose normalization it then carries: their name, such
             as `IMAGENET1K_V1`, or true for the package's default.
 
     Raises:
         InputError: torchvision is missing, does not know the name, or cannot fetch the weights.
     """
-    name = needs_name(name, "torchvision", "resnet50")
-    models = optional("torchvision.models")
+    name = require_name(name, "torchvision", "resnet50")
+    models = import_optional("torchvision.models")
     # Those that are no classifiers would fetch weights of their own accord.
     if name not in models.list_models(module=models):
         raise InputError(
@@ -41,17 +41,17 @@ def from_torchvision(
             f"{', '.join(published)}."
         )
     weights = published[choice]
-    refuse_misfit(name, (len(weights.meta["categories"]), 3), (num_classes, channels))
+    check_head_shape(name, (len(weights.meta["categories"]), 3), (num_classes, channels))
     with (
-        tensors_only(),
-        explained(
+        weights_only_load(),
+        friendly_errors(
             f"torchvision cannot fetch {choice} of '{name}'",
             "give a file that was fetched elsewhere as teacher.weights=PATH",
         ),
     ):
         network = models.get_model(name, weights=weights)
     transforms = weights.transforms()
-    carry_normalisation(network, transforms.mean, transforms.std)
+    attach_normalization(network, transforms.mean, transforms.std)
     return network
 
 

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from nayer_pl.errors import InputError
-from nayer_pl.networks.outside import carry_normalisation, needs_name, refuse_misfit
-from nayer_pl.runtime.libraries import explained, tensors_only
+from nayer_pl.networks.outside import attach_normalization, check_head_shape, require_name
+from nayer_pl.runtime.libraries import friendly_errors, weights_only_load
 
 
 # Not an @architecture: to rebuild it, the folder or the Hub must be read once more, and a file must
@@ -19,7 +19,7 @@ def from_transformers(
     Args:
         name: such as `microsoft/resnet-50`.
         num_classes, channels: what it is for; published weights must be for the same.
-        pretrained: with its published weights, and the normalisation of its image processor;
+        pretrained: with its published weights, and the normalization of its image processor;
             otherwise fresh, from its configuration alone.
 
     Raises:
@@ -28,12 +28,12 @@ def from_transformers(
     # Seconds to import.
     from transformers import AutoConfig, AutoModelForImageClassification
 
-    name = needs_name(name, "transformers", "microsoft/resnet-50")
+    name = require_name(name, "transformers", "microsoft/resnet-50")
     plain: dict[str, Any] = {"trust_remote_code": False}
     missing: Any = ()
     with (
-        tensors_only(),
-        explained(
+        weights_only_load(),
+        friendly_errors(
             f"The image classifier '{name}' cannot be loaded",
             "without a network set its name to a local folder",
         ),
@@ -41,7 +41,7 @@ def from_transformers(
         if pretrained:
             config = AutoConfig.from_pretrained(name, **plain)
             found = config.num_labels, getattr(config, "num_channels", 3)
-            refuse_misfit(name, found, (num_classes, channels))
+            check_head_shape(name, found, (num_classes, channels))
             network, report = AutoModelForImageClassification.from_pretrained(
                 name, output_loading_info=True, **plain
             )
@@ -85,4 +85,4 @@ def _carry_processor(network: nn.Module, name: str) -> None:
     if not facts.get("do_normalize", True):
         mean, std = [0.0], [1.0]
     if mean is not None and std is not None:
-        carry_normalisation(network, (m / scale for m in mean), (s / scale for s in std))
+        attach_normalization(network, (m / scale for m in mean), (s / scale for s in std))

@@ -7,7 +7,7 @@ from torch import nn
 
 
 @contextmanager
-def mode_kept(module: nn.Module) -> Iterator[None]:
+def preserve_mode(module: nn.Module) -> Iterator[None]:
     """Afterwards every module within is in the mode that it was in, some frozen or not."""
     modes = [(each, each.training) for each in module.modules()]
     try:
@@ -21,7 +21,7 @@ def mode_kept(module: nn.Module) -> Iterator[None]:
 def frozen(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, and gradients through the module but not for its parameters."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    with mode_kept(module):
+    with preserve_mode(module):
         module.eval().requires_grad_(False)
         try:
             yield

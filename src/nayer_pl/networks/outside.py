@@ -7,7 +7,7 @@ from torch import nn
 from nayer_pl.errors import InputError
 
 
-def needs_name(name: str | None, source: str, example: str) -> str:
+def require_name(name: str | None, source: str, example: str) -> str:
     """`name`, or an error that says how to give one."""
     if not name:
         raise InputError(
@@ -16,7 +16,7 @@ def needs_name(name: str | None, source: str, example: str) -> str:
     return name
 
 
-def refuse_misfit(name: str, found: tuple[int, int], wanted: tuple[int, int]) -> None:
+def check_head_shape(name: str, found: tuple[int, int], wanted: tuple[int, int]) -> None:
     """Refuse published weights whose (classes, channels) are not the wanted ones.
 
     The packages would replace the last layer by an untrained one, and say nothing.
@@ -29,6 +29,6 @@ def refuse_misfit(name: str, found: tuple[int, int], wanted: tuple[int, int]) ->
         )
 
 
-def carry_normalisation(network: nn.Module, mean: Any, std: Any) -> None:
+def attach_normalization(network: nn.Module, mean: Any, std: Any) -> None:
     """Leave with `network` what its weights were trained with, for `build_classifier`."""
-    network.normalisation = {"mean": list(mean), "std": list(std)}  # type: ignore[assignment]
+    network.normalization = {"mean": list(mean), "std": list(std)}  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""One file that is enough to use a trained classifier: weights, architecture, normalisation."""
+"""One file that is enough to use a trained classifier: weights, architecture, normalization."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -43,19 +43,19 @@ def load_classifier(
         architecture: `_target_` and arguments, for a network that is not from this package. The
             file names an import path too, but a file must not choose what code runs, nor fetch
             anything: only architectures of `nayer_pl.networks` are rebuilt on its word.
-        mean, std: the normalisation, for a file that does not know it.
+        mean, std: the normalization, for a file that does not know it.
 
     Raises:
         InputError: the file does not say how to rebuild the network, or names foreign code, or
-            nobody says how its images are normalised.
+            nobody says how its images are normalized.
     """
     _, facts = read_weights(path)
     if architecture is None:
         architecture = _named_architecture(path, facts.get("classifier"))
     classifier = build_classifier(architecture, mean, std, weights=path)
-    if not classifier.normalises:
+    if not classifier.has_normalization:
         raise InputError(
-            f"'{path}' does not say how its images were normalised; give mean=[...] and std=[...]."
+            f"'{path}' does not say how its images were normalized; give mean=[...] and std=[...]."
         )
     return classifier.freeze(), facts
 

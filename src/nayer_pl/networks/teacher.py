@@ -1,4 +1,4 @@
-"""The teacher: trained weights in a frozen classifier that carries its normalisation."""
+"""The teacher: trained weights in a frozen classifier that carries its normalization."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def load_teacher(
         architecture: `_target_` and arguments of its network.
         weights: a `.safetensors`, `.pth`, `.pt` or `.ckpt` file; None where the builder returns a
             trained network.
-        mean, std: the normalisation it was trained with, for weights that do not know it (see
+        mean, std: the normalization it was trained with, for weights that do not know it (see
             `build_classifier`).
         trained_by: overrides for `train.py` that would make the file, for the error message.
         prefix: what stands before the network's keys in the file; None finds it.
@@ -34,7 +34,7 @@ def load_teacher(
 
     Raises:
         InputError: no such file (with the command that trains it), weights that do not fit, or a
-            normalisation that nobody knows.
+            normalization that nobody knows.
     """
     if weights is not None and not Path(weights).is_file():
         training = f"python train.py {trained_by} teacher.weights='{weights}'"
@@ -50,15 +50,15 @@ def load_teacher(
             "An untrained teacher has nothing to teach; give its weights as teacher.weights=PATH."
         )
     teacher = build_classifier(description, mean, std, weights, prefix, trust_code)
-    if not teacher.normalises:
+    if not teacher.has_normalization:
         raise InputError(
-            "These weights do not say how the teacher's images were normalised; give the "
+            "These weights do not say how the teacher's images were normalized; give the "
             "per-channel values it was trained with as teacher.mean=[...] and teacher.std=[...]."
         )
     return teacher.freeze()
 
 
-def check_apart(teacher: Classifier, student: Classifier) -> None:
+def check_no_shared_weights(teacher: Classifier, student: Classifier) -> None:
     """Raise an InputError if teaching the student would change the teacher."""
     theirs = {id(module) for module in teacher.modules()}
     theirs |= {id(parameter) for parameter in teacher.parameters()}

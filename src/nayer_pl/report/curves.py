@@ -13,9 +13,9 @@ from nayer_pl.report.run import Evaluation, Run
 
 AXES = {"seconds": "seconds of synthesis and distillation", "steps": "synthesis steps"}
 
-# Told apart by people who see few colours, too (after Okabe and Ito, and Tol), and by marker; dark
+# Told apart by people who see few colors, too (after Okabe and Ito, and Tol), and by marker; dark
 # enough to be seen as a thin line on white.
-COLOURS = (
+COLORS = (
     "#0072b2", "#d55e00", "#009e73", "#c46a9b", "#b97f00", "#2e97d4", "#882255", "#73731f",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -60,7 +60,7 @@ def points(runs: Sequence[Run], axis: str) -> list[Point]:
 
 
 def styles(methods: Sequence[Method]) -> list[dict[str, Any]]:
-    """How each method is drawn: data-free ones in colour, those that see real images in ink.
+    """How each method is drawn: data-free ones in color, those that see real images in ink.
 
     In the order of names, not of results: the same methods look the same in every figure.
     """
@@ -72,9 +72,9 @@ def styles(methods: Sequence[Method]) -> list[dict[str, Any]]:
             style = {"color": INK, "linestyle": dash, "marker": None}
             inked += 1
         else:
-            turn, place = divmod(coloured, len(COLOURS))
+            turn, place = divmod(coloured, len(COLORS))
             dash = DASHES[turn % len(DASHES)]
-            style = {"color": COLOURS[place], "linestyle": dash, "marker": MARKERS[place]}
+            style = {"color": COLORS[place], "linestyle": dash, "marker": MARKERS[place]}
             coloured += 1
         found[method.label] = {"linewidth": 1.4, "markersize": 3.5, **style}
     return [found[method.label] for method in methods]

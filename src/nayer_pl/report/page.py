@@ -33,7 +33,7 @@ def page(title: str, sections: Sequence[Section], left_out: Sequence[LeftOut]) -
         left_out=left_out,
         tables=(("Accuracy", QUALITY), ("Cost", COST)),
         notes=NOTES,
-        colours=list(enumerate(curves.COLOURS)),
+        colors=list(enumerate(curves.COLORS)),
     )
 
 

@@ -1,4 +1,4 @@
-"""The curves as files hold them: PNG for paper, SVG in the colours of the page."""
+"""The curves as files hold them: PNG for paper, SVG in the colors of the page."""
 
 import io
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from nayer_pl.report.curves import AXES, COLOURS, FAINT, INK, draw_axes
+from nayer_pl.report.curves import AXES, COLORS, FAINT, INK, draw_axes
 from nayer_pl.report.groups import Section
 
 STYLE: Any = {
@@ -79,7 +79,7 @@ def swatch(style: Mapping[str, Any]) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    """SVG to stand in a page that knows the colours by name (`--c0`, `--ink`, `--faint`)."""
+    """SVG to stand in a page that knows the colors by name (`--c0`, `--ink`, `--faint`)."""
     content = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(content, format="svg", transparent=True, metadata=nothing)
@@ -88,7 +88,7 @@ def _svg(figure: Figure) -> str:
     text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # the same in every figure
     text = re.sub(r'\s(width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
-    names = {INK: "ink", FAINT: "faint"} | {c: f"c{i}" for i, c in enumerate(COLOURS)}
-    for colour, name in names.items():
-        text = text.replace(colour, f"var(--{name})")
+    names = {INK: "ink", FAINT: "faint"} | {c: f"c{i}" for i, c in enumerate(COLORS)}
+    for color, name in names.items():
+        text = text.replace(color, f"var(--{name})")
     return text.replace("#000000", "var(--ink)")

@@ -60,7 +60,7 @@ class Run:
 
     @property
     def sees_real_images(self) -> bool:
-        """Whether the student learned from real images, and nothing was synthesised."""
+        """Whether the student learned from real images, and nothing was synthesized."""
         return bool(self.summary.get("seconds_training"))
 
     @property

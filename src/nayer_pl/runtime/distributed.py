@@ -35,7 +35,7 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
-def check_norms(trainer: Trainer, module: nn.Module) -> None:
+def refuse_sync_batchnorm(trainer: Trainer, module: nn.Module) -> None:
     """Raise an InputError if a BatchNorm would wait for other ranks in the middle of a round."""
     # The strategy turns every BatchNorm into one that waits only after the module was set up.
     asked = getattr(trainer.strategy, "_layer_sync", None) is not None
@@ -47,8 +47,8 @@ def check_norms(trainer: Trainer, module: nn.Module) -> None:
         )
 
 
-def share_only(module: LightningModule, part: str) -> None:
-    """Let DDP synchronise the submodule `part`, and leave everything else to each rank."""
+def limit_ddp_to(module: LightningModule, part: str) -> None:
+    """Let DDP synchronize the submodule `part`, and leave everything else to each rank."""
     # Under every name: the teacher's tensors stand in two places.
     tensors = [
         *module.named_parameters(remove_duplicate=False),
@@ -62,7 +62,7 @@ def share_only(module: LightningModule, part: str) -> None:
 
 
 @torch.no_grad()
-def average_statistics(module: nn.Module) -> None:
+def all_reduce_batchnorm(module: nn.Module) -> None:
     """Make the running statistics of every BatchNorm the mean over the ranks, in one exchange."""
     if not _several():
         return
@@ -83,10 +83,10 @@ def average_statistics(module: nn.Module) -> None:
 
 
 @contextmanager
-def averaged_statistics(module: nn.Module) -> Iterator[None]:
-    """As `average_statistics`, but afterwards every rank has its own again."""
+def averaged_batchnorm(module: nn.Module) -> Iterator[None]:
+    """As `all_reduce_batchnorm`, but afterwards every rank has its own again."""
     own = [buffer.clone() for buffer in module.buffers()]
-    average_statistics(module)
+    all_reduce_batchnorm(module)
     try:
         yield
     finally:
@@ -94,7 +94,7 @@ def averaged_statistics(module: nn.Module) -> Iterator[None]:
             buffer.copy_(before)
 
 
-def total(value: float, device: torch.device) -> float:
+def all_reduce_sum(value: float, device: torch.device) -> float:
     """The sum of every rank's value."""
     if not _several():
         return value
@@ -113,7 +113,7 @@ def check_batch_size(batch_size: int, ranks: int) -> None:
         )
 
 
-def level(trainer: Trainer) -> None:
+def sync_step_and_scaler(trainer: Trainer) -> None:
     """Undo what a synthesis round, which not every rank had, did to the trainer.
 
     `trainer.global_step` counts the generator's steps too, and decides whether a checkpoint is due,
@@ -124,7 +124,7 @@ def level(trainer: Trainer) -> None:
         return
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     own = (trainer.global_step, scaler.state_dict() if scaler is not None else {})
-    found = gather(own)
+    found = all_gather(own)
     missing = max(steps for steps, _ in found) - trainer.global_step
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
     for tally in (progress.total, progress.current):
@@ -134,12 +134,12 @@ def level(trainer: Trainer) -> None:
         scaler.load_state_dict(min((state for _, state in found), key=lambda s: s["scale"]))
 
 
-def first_of_all(message: str | None) -> str | None:
+def first_error(message: str | None) -> str | None:
     """The message of the first rank that has one, on every rank."""
-    return next((found for found in gather(message) if found is not None), None)
+    return next((found for found in all_gather(message) if found is not None), None)
 
 
-def gather(own: Any) -> list[Any]:
+def all_gather(own: Any) -> list[Any]:
     """What every rank has, in the order of the ranks, on every rank."""
     if not _several():
         return [own]
@@ -148,7 +148,7 @@ def gather(own: Any) -> list[Any]:
     return found
 
 
-def any_of(flags: list[bool], device: torch.device) -> list[bool]:
+def all_reduce_any(flags: list[bool], device: torch.device) -> list[bool]:
     """Which of these flags are set on any rank."""
     if not _several():
         return flags

@@ -10,7 +10,7 @@ from types import ModuleType
 from nayer_pl.errors import InputError
 
 
-def optional(module: str) -> ModuleType:
+def import_optional(module: str) -> ModuleType:
     """Import what not everybody has installed.
 
     Raises:
@@ -26,7 +26,7 @@ def optional(module: str) -> ModuleType:
 
 
 @contextmanager
-def explained(what: str, advice: str) -> Iterator[None]:
+def friendly_errors(what: str, advice: str) -> Iterator[None]:
     """Turn whatever a package or a download raises into one sentence with what to do."""
     try:
         yield
@@ -40,7 +40,7 @@ def explained(what: str, advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def tensors_only() -> Iterator[None]:
+def weights_only_load() -> Iterator[None]:
     """Let `torch.load` read nothing but tensors, also where a package asks for more.
 
     timm and torch.hub would unpickle, and thereby run, whatever a weight file holds.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Purpose(IntEnum):
+class Stream(IntEnum):
     """What random numbers are drawn for."""
 
     BATCHES = 0  # of banked images, and their crops
@@ -17,7 +17,7 @@ class Purpose(IntEnum):
     CROPS = 4  # of those
 
 
-def stream_seed(seed: int, number: int, purpose: Purpose) -> int:
+def stream_seed(seed: int, number: int, purpose: Stream) -> int:
     """A seed of its own for every purpose.
 
     Args:
@@ -28,7 +28,7 @@ def stream_seed(seed: int, number: int, purpose: Purpose) -> int:
     return (seed * 1_000_003 + number) * 8 + purpose
 
 
-def take_up(rng: torch.Generator, state: Tensor) -> None:
+def restore_generator(rng: torch.Generator, state: Tensor) -> None:
     """Let a stream go on from `state`, a generator's `get_state`.
 
     Each kind of device has its own kind of generator. From the state of another one a new stream

@@ -1,7 +1,7 @@
 """What makes an image and what judges it; pure torch."""
 
-from nayer_pl.losses.batchnorm import StatisticsMatching
-from nayer_pl.losses.functional import adversarial_loss, distillation_loss, label_loss
+from nayer_pl.losses.batchnorm import BatchNormMatching
+from nayer_pl.losses.functional import adversarial_loss, class_loss, distillation_loss
 from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning
 from nayer_pl.synthesis.generators import DeepGenerator, Generator
 from nayer_pl.synthesis.label_text import EmbeddingFile, LabelText
@@ -9,6 +9,7 @@ from nayer_pl.synthesis.noisy_layer import NoisyLayer
 from nayer_pl.synthesis.text_encoder import TextEncoder
 
 __all__ = [
+    "BatchNormMatching",
     "DeepGenerator",
     "EmbeddingFile",
     "Generator",
@@ -16,9 +17,8 @@ __all__ = [
     "LabelText",
     "NoiseConditioning",
     "NoisyLayer",
-    "StatisticsMatching",
     "TextEncoder",
     "adversarial_loss",
+    "class_loss",
     "distillation_loss",
-    "label_loss",
 ]

@@ -11,7 +11,7 @@ from nayer_pl.errors import require
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class RandomCropFlip:
     """Shift every image by up to `padding` pixels (zeros move in), and mirror half of them.
 
     The same as RandomCrop(size, padding) and RandomHorizontalFlip, drawn per image.

@@ -14,7 +14,7 @@ class LabelConditioning(nn.Module):
         features: size of the output.
         batch_size: labels in a synthesis round.
         labels_per_layer: K of the noisy layer.
-        reinitialise: draw the noisy layer anew for every round. Off, only the generator's own
+        reset_noisy_layer: draw the noisy layer anew for every round. Off, only the generator's own
             restarts make one round differ from another.
     """
 
@@ -26,18 +26,18 @@ class LabelConditioning(nn.Module):
         features: int,
         batch_size: int,
         labels_per_layer: int,
-        reinitialise: bool = True,
+        reset_noisy_layer: bool = True,
     ) -> None:
         super().__init__()
         self.register_buffer("embeddings", embeddings.detach().float(), persistent=False)
         # Names mean nearly the same to a text encoder; this is what spreads them apart.
         self.spread = nn.BatchNorm1d(embeddings.shape[1])
         self.noisy_layer = NoisyLayer(embeddings.shape[1], features, labels_per_layer, batch_size)
-        self.reinitialise = reinitialise
+        self.reset_noisy_layer = reset_noisy_layer
 
     def start_round(self, targets: Tensor, rng: torch.Generator | None = None) -> None:
         """Draw the randomness of one synthesis round."""
-        if self.reinitialise:
+        if self.reset_noisy_layer:
             self.noisy_layer.reset_parameters(rng)
 
     def reset_parameters(self) -> None:
@@ -52,7 +52,7 @@ class LabelConditioning(nn.Module):
 class NoiseConditioning(nn.Module):
     """Fresh noise for every image of a round, and no label: what NAYER is compared with.
 
-    The noise stays while a round is optimised, as the noisy layer does.
+    The noise stays while a round is optimized, as the noisy layer does.
     """
 
     noise: Tensor

@@ -146,7 +146,7 @@ class DeepGenerator(Generator):
         super().__init__(features, image_shape, width, upsamplings=4)
 
 
-def start_anew(generator: nn.Module) -> None:
+def reset_parameters_(generator: nn.Module) -> None:
     """Draw all weights anew, in place: optimizers keep pointing at the same parameters."""
     for layer in generator.modules():
         reset = getattr(layer, "reset_parameters", None)

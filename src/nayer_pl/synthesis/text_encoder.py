@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nayer_pl.errors import InputError, require
 from nayer_pl.runtime.files import cannot_write, write_durably
-from nayer_pl.runtime.libraries import explained, tensors_only
+from nayer_pl.runtime.libraries import friendly_errors, weights_only_load
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class TextEncoder:
         cache_dir: where embeddings are kept; None encodes every time.
         revision: branch, tag or commit of a model on the Hub.
 
-    The embeddings are not L2-normalised (NAYER normalises them over the batch instead).
+    The embeddings are not L2-normalized (NAYER has_normalization them over the batch instead).
     """
 
     model: str
@@ -114,8 +114,8 @@ class TextEncoder:
         # Not to be asked whether code that comes with a model may run: it may not.
         plain: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
         with (
-            tensors_only(),
-            explained(
+            weights_only_load(),
+            friendly_errors(
                 f"The text encoder '{self.model}' cannot be loaded",
                 "without a network set text_encoder.model to a local folder, or take "
                 "text_encoder=minilm (a package) or text_encoder=file (embeddings made elsewhere)",
