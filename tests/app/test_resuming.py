@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from nayer_pl import NAYER, BankOptions, InputError, RandomCropFlip, RealDataModule, Supervised
 from nayer_pl.app.resume import check_same_run, damage, find_checkpoint, finished
-from nayer_pl.callbacks import PhaseTimer, checkpoint
+from nayer_pl.callbacks import PhaseTimer
 from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.data import ImageSet
 from nayer_pl.errors import Terminated
@@ -365,7 +365,7 @@ def test_an_item_that_takes_too_long_is_cut_short_and_is_all_that_is_lost(
     run, tmp_path, monkeypatch
 ):
     """Rounds of a second with half of one to end in; SIGTERM comes twice, as launchers do it."""
-    monkeypatch.setattr(checkpoint, "PATIENCE", 0.5)
+    monkeypatch.setattr(checkpoint_module, "PATIENCE", 0.5)
     done, make = [], NAYER.synthesize
 
     def slowly(self, *args):

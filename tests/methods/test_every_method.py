@@ -77,7 +77,7 @@ class StopHereError(Exception):
 def watched(monkeypatch):
     """Keeps every student as it was at the start, and can stop a run after so many items."""
 
-    class Witness(resuming.Checkpoints):
+    class Witness(callbacks.Checkpoints):
         first, items, last = {}, 0, None
 
         def on_train_start(self, trainer, method):
@@ -91,7 +91,7 @@ def watched(monkeypatch):
             if Witness.items == Witness.last:
                 raise StopHereError
 
-    monkeypatch.setattr(resuming, "Checkpoints", Witness)
+    monkeypatch.setattr(callbacks, "Checkpoints", Witness)
     return Witness
 
 
