@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from nayer_pl import NAYER, BankOptions, InputError, RandomCropFlip, RealDataModule, Supervised
 from nayer_pl.app.resume import check_same_run, damage, find_checkpoint, finished
 from nayer_pl.callbacks import PhaseTimer
+from nayer_pl.callbacks import checkpoint as checkpoint_module
 from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.data import ImageSet
 from nayer_pl.errors import Terminated

@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from nayer_pl import build_classifier, save_classifier
+from nayer_pl import build_classifier, callbacks, save_classifier
 from nayer_pl.app.train import train
 from nayer_pl.networks.weights import read_weights
 
