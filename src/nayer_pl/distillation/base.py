@@ -22,7 +22,7 @@ from nayer_pl.distillation.results import sum_up
 from nayer_pl.distillation.student_step import Distilling
 from nayer_pl.errors import DivergenceError, InputError, require
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.modes import frozen
+from nayer_pl.networks.hooks import frozen
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.rng import Stream, stream_seed
 

@@ -1,6 +1,5 @@
 """What a checkpoint holds beside Lightning's own: enough to go on as if nothing had happened."""
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -9,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from nayer_pl.errors import InputError
-from nayer_pl.networks.classifier import Classifier
 from nayer_pl.runtime import distributed
 
 KEY = "nayer_pl"
@@ -100,26 +98,6 @@ def check(checkpoint: Mapping[str, Any], facts: Mapping[str, str]) -> dict[str, 
                 "with run_dir=PATH."
             )
     return content
-
-
-def described(classifier: Classifier) -> str:
-    """Which architecture, in one line."""
-    known = (classifier.description or {}).get("architecture")
-    name = type(classifier.network).__name__
-    if isinstance(known, Mapping):
-        rest = (f"{key}={value}" for key, value in known.items() if key != "_target_")
-        name = f"{str(known['_target_']).rpartition('.')[2]}({', '.join(rest)})"
-    return f"{name} with {sum(p.numel() for p in classifier.parameters()):,} parameters"
-
-
-def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """Equal for equal weights, of a module or as they stand in a file."""
-    digest = hashlib.sha256()
-    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
 
 
 def random_states(device: torch.device) -> dict[str, Any]:

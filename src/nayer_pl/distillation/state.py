@@ -12,12 +12,12 @@ from torchmetrics import MeanMetric
 from nayer_pl.bank.datamodule import SyntheticDataModule
 from nayer_pl.distillation.rank_state import (
     Resumable,
-    described,
-    fingerprint,
     load_metric,
     metric_state,
 )
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.registry import described
+from nayer_pl.networks.weights import fingerprint
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.rng import restore_generator
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.folding import folded
-from nayer_pl.networks.teacher import check_no_shared_weights
+from nayer_pl.networks.pretrained import check_no_shared_weights
 from nayer_pl.runtime.precision import fused_dtype
 
 if TYPE_CHECKING:

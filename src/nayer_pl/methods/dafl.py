@@ -15,8 +15,7 @@ from nayer_pl.distillation.online import OnlineDistillation, stepping_down
 from nayer_pl.errors import InputError, require_not_negative
 from nayer_pl.losses.functional import class_balance_loss, class_loss
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.modes import frozen
-from nayer_pl.networks.watching import layer_inputs
+from nayer_pl.networks.hooks import frozen, layer_inputs
 
 
 class DAFL(OnlineDistillation):

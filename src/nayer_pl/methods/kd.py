@@ -12,12 +12,13 @@ from torch import Tensor
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.distillation.evaluation import Evaluation
 from nayer_pl.distillation.judging import Judging
-from nayer_pl.distillation.rank_state import described, fingerprint
 from nayer_pl.distillation.results import measured
 from nayer_pl.errors import InputError, require
 from nayer_pl.losses.functional import distillation_loss
 from nayer_pl.methods.supervised import Supervised
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.registry import described
+from nayer_pl.networks.weights import fingerprint
 
 
 class KnowledgeDistillation(Judging, Supervised):

@@ -13,10 +13,11 @@ from torchmetrics import MeanMetric
 
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.distillation.divergence import NonFiniteGuard, gradient_norm
-from nayer_pl.distillation.rank_state import Resumable, described, load_metric, metric_state
+from nayer_pl.distillation.rank_state import Resumable, load_metric, metric_state
 from nayer_pl.distillation.results import measured
 from nayer_pl.errors import InputError, require
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.registry import described
 from nayer_pl.runtime import distributed
 
 

@@ -16,8 +16,7 @@ from nayer_pl.distillation.online import OnlineDistillation
 from nayer_pl.errors import InputError, require, require_not_negative
 from nayer_pl.losses.functional import divergence
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.modes import frozen
-from nayer_pl.networks.watching import layer_outputs
+from nayer_pl.networks.hooks import frozen, layer_outputs
 
 
 class ZSKT(OnlineDistillation):
