@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Run one job; a sweeper gets the value of `objective`."""
-    # Imported late, so that a mistyped option is answered at once.
     from nayer_pl.app.multirun import check_start, isolated_job, objective
     from nayer_pl.app.resume import run_of
     from nayer_pl.app.train import train
@@ -50,6 +49,9 @@ def main(cfg: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     try:
+        from nayer_pl.app.networks_config import register_networks
+
+        register_networks()
         main()
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")
