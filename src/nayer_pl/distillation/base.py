@@ -13,8 +13,8 @@ from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, StudentUpdater
 from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence, StudentLoss
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
-from nayer_pl.networks.teacher import check_no_shared_weights
+from nayer_pl.networks.pretrained import check_no_shared_weights
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime import distributed
 
 

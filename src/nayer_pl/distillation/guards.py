@@ -23,9 +23,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return get_total_norm([each.grad for each in parameters if each.grad is not None])
 
 
-def describe_nonfinite(
-    steps: Tensor, names: Sequence[str], where: str, lr_name: str
-) -> str | None:
+def describe_nonfinite(steps: Tensor, names: Sequence[str], where: str, lr_name: str) -> str | None:
     """Describe the first loss term of a round that is NaN or infinite; None if there is none.
 
     Args:

@@ -28,8 +28,8 @@ from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, scales_losses
 from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.losses.distillation import KLDivergence, StudentLoss
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
-from nayer_pl.networks.modes import frozen
+from nayer_pl.networks.hooks import frozen
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.rng import Stream, stream_seed
 from nayer_pl.synthesis.synthesizer import Synthesizer

@@ -12,7 +12,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from nayer_pl.losses.functional import gaussian_kl
-from nayer_pl.networks.frozen_teacher import Statistics
+from nayer_pl.networks.teacher import Statistics
 from nayer_pl.runtime.options import checked
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nayer_pl.losses.batchnorm import BatchNormMatching
 from nayer_pl.losses.functional import adversarial_loss, class_loss
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 
 

@@ -18,9 +18,8 @@ from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.losses.functional import activation_loss, class_balance_loss, onehot_loss
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
-from nayer_pl.networks.modes import frozen
-from nayer_pl.networks.watching import layer_inputs
+from nayer_pl.networks.hooks import frozen, layer_inputs
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.generators import Generator
 from nayer_pl.synthesis.online import OnlineSynthesizer

@@ -19,7 +19,7 @@ from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.losses.functional import jensen_shannon, total_variation
 from nayer_pl.losses.inversion import InversionLoss
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.augmentation import RollFlip
 from nayer_pl.synthesis.synthesizer import Synthesizer

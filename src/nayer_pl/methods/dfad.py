@@ -16,7 +16,7 @@ from nayer_pl.distillation.schedules import step_decay
 from nayer_pl.distillation.student import MOMENTUM_SGD
 from nayer_pl.losses.distillation import L1Logits
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.generators import Generator
 from nayer_pl.synthesis.online import OnlineSynthesizer
@@ -47,7 +47,8 @@ class DFAD(DataFreeDistillation):
             and falls as the student's does.
         generator_betas: Betas of that Adam.
         augmentation: Of the images before teacher and student judge them; None for none.
-        student_loss: (student logits, teacher logits, labels) -> scalar; the discrepancy by default.
+        student_loss: (student logits, teacher logits, labels) -> scalar; the discrepancy if not
+            given.
         optimizer: Parameters -> optimizer of the student.
         scheduler: Optimizer -> its learning-rate schedule over distillation epochs.
         seed: Seed of this rank's noise.

@@ -17,7 +17,7 @@ from nayer_pl.losses.batchnorm import GaussianMatching
 from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.losses.functional import class_balance_loss, entropy_loss, kl_divergence
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.generators import Generator
 from nayer_pl.synthesis.online import OnlineSynthesizer

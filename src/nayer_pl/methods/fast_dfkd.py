@@ -18,7 +18,7 @@ from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD
 from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.losses.inversion import InversionLoss
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.generators import Generator
 from nayer_pl.synthesis.synthesizer import Synthesizer

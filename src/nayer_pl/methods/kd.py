@@ -21,8 +21,8 @@ from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.methods.supervised import NESTEROV_SGD, with_step_schedule
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
 from nayer_pl.networks.registry import described
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.networks.weights import fingerprint
 from nayer_pl.runtime.options import checked
 
@@ -64,9 +64,7 @@ class KnowledgeDistillation(TeacherStudentModule):
         check_teacher: bool = True,
     ) -> None:
         frozen_teacher = FrozenTeacher(teacher)
-        super().__init__(
-            frozen_teacher, student, student_loss, optimizer, scheduler, check_teacher
-        )
+        super().__init__(frozen_teacher, student, student_loss, optimizer, scheduler, check_teacher)
         self.image_shape = tuple(image_shape)
         self.updater.guard = NonFiniteGuard("training loss", "step")
         self._loss = torch.zeros(())
@@ -100,9 +98,7 @@ class KnowledgeDistillation(TeacherStudentModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule that is stepped after every batch."""
         optimizer = self.updater.optimizer(self.student.parameters())
-        return with_step_schedule(
-            self, optimizer, self.updater.scheduler, self.rank_state.resumed
-        )
+        return with_step_schedule(self, optimizer, self.updater.scheduler, self.rank_state.resumed)
 
     def on_fit_start(self) -> None:
         """Check that the parts fit, and ask the teacher about the evaluation images, once."""

@@ -18,7 +18,7 @@ from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.losses.inversion import InversionLoss
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning
 from nayer_pl.synthesis.generators import Generator, reset_parameters_

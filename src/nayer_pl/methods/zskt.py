@@ -19,9 +19,8 @@ from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.losses.functional import attention_loss, kl_divergence
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
-from nayer_pl.networks.modes import frozen
-from nayer_pl.networks.watching import layer_outputs
+from nayer_pl.networks.hooks import frozen, layer_outputs
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.generators import Generator
 from nayer_pl.synthesis.online import OnlineSynthesizer

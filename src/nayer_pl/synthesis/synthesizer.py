@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nayer_pl.networks.frozen_teacher import FrozenTeacher
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.augmentation import Augmentation
 
@@ -95,9 +95,7 @@ class Synthesizer(nn.Module, ABC):
     def start_round(self, targets: Tensor, teacher: FrozenTeacher, bank: Any) -> None:
         """Draw the randomness of a round; `bank` holds the images of earlier rounds."""
 
-    def finish_round(
-        self, optimizers: Sequence[Any], backward: Callable[[Tensor], None]
-    ) -> None:
+    def finish_round(self, optimizers: Sequence[Any], backward: Callable[[Tensor], None]) -> None:
         """Called after the last step, with the optimizers of `configure_optimizers`."""
 
     def student_images(self, count: int) -> Tensor | None:
