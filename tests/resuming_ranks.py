@@ -21,9 +21,8 @@ from lightning import Callback, LightningModule, Trainer
 from two_ranks import RANK, copied, distiller, synthetic
 
 from nayer_pl.callbacks import PhaseTimer
-from nayer_pl.callbacks.checkpoint import Checkpoints
+from nayer_pl.callbacks.checkpoint import Checkpoints, Terminated
 from nayer_pl.callbacks.metrics_file import MetricsFile
-from nayer_pl.errors import Terminated
 
 
 class KeepAll(Checkpoints):

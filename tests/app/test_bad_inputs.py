@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nayer_pl import Classifier, InputError, TextEncoder, save_classifier
-from nayer_pl.app.train import name_classes, train
+from nayer_pl.app.checks import resolve_class_names
+from nayer_pl.app.train import train
 from nayer_pl.distillation import DataFreeDistillation
 from nayer_pl.methods import Supervised
 from nayer_pl.networks import wrn16_1
@@ -687,7 +688,7 @@ def test_a_finished_run_is_left_as_it_is(config, tmp_path, caplog):
     (tmp_path / "run" / "summary.json").write_text('{"student_accuracy": 0.5}')
     with caplog.at_level(logging.INFO, "nayer_pl"):
         assert train(config("resume=auto", *DISTIL)) == ({"student_accuracy": 0.5}, {})
-    assert "holds a finished run; there is nothing to go on with" in caplog.text
+    assert "holds a finished run; there is nothing to resume" in caplog.text
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["summary.json"]
 
 
@@ -702,7 +703,7 @@ def test_a_finished_run_of_other_settings_is_not_passed_off_as_this_one(config, 
 def test_a_run_does_not_go_on_with_another_data_set(config, tmp_path):
     checkpoint()()
     then = config(*DISTIL)
-    name_classes(then)
+    resolve_class_names(then)
     then.data.name = "cifar10"
     text("run/config.yaml", OmegaConf.to_yaml(then, resolve=True))()
     with pytest.raises(InputError, match=r"settings: data\.name=digits \(was cifar10\); type"):

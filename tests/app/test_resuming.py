@@ -19,9 +19,8 @@ from nayer_pl import NAYER, BankOptions, InputError, RandomCropFlip, RealDataMod
 from nayer_pl.app.resume import check_same_run, damage, find_checkpoint, finished
 from nayer_pl.callbacks import PhaseTimer
 from nayer_pl.callbacks import checkpoint as checkpoint_module
-from nayer_pl.callbacks.checkpoint import Checkpoints
+from nayer_pl.callbacks.checkpoint import Checkpoints, Terminated
 from nayer_pl.data import ImageSet
-from nayer_pl.errors import Terminated
 
 SHAPE = (1, 8, 8)
 PLAN = {"rounds_per_epoch": 2}

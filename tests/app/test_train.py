@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from nayer_pl import Digits, InputError, load_classifier
 from nayer_pl.app.train import prepare_run_dir, train, train_missing_teacher
-from nayer_pl.errors import Terminated
+from nayer_pl.callbacks.checkpoint import Terminated
 
 # A digits run of seconds: the real data, encoder, networks and files, only less of everything.
 SHORT = [

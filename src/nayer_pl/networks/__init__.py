@@ -13,11 +13,13 @@ from nayer_pl.networks.pretrained import load_classifier, load_teacher, save_cla
 from nayer_pl.networks.registry import architecture, build_network, create_model, list_models
 from nayer_pl.networks.resnet import *  # noqa: F403
 from nayer_pl.networks.shufflenet import *  # noqa: F403
+from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.networks.vgg import *  # noqa: F403
 from nayer_pl.networks.wrn import *  # noqa: F403
 
 __all__ = [
     "Classifier",
+    "FrozenTeacher",
     "architecture",
     "build_classifier",
     "build_network",
