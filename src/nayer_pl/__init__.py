@@ -28,8 +28,13 @@ from nayer_pl.methods import (
     KnowledgeDistillation,
     Supervised,
 )
-from nayer_pl.networks import Classifier, build_classifier, load_teacher
-from nayer_pl.networks.pretrained import load_classifier, save_classifier
+from nayer_pl.networks import (
+    Classifier,
+    build_classifier,
+    load_classifier,
+    load_teacher,
+    save_classifier,
+)
 from nayer_pl.runtime.precision import fastest_precision
 from nayer_pl.synthesis import (
     DeepGenerator,

@@ -12,7 +12,7 @@ from nayer_pl import BankOptions, Classifier, InputError, networks
 from nayer_pl.app.train import build
 from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.methods.dafl import DAFL, activation_loss, last_linear, onehot_loss
-from nayer_pl.networks.watching import layer_inputs
+from nayer_pl.networks.hooks import layer_inputs
 
 SHAPE = (1, 8, 8)
 PLAN = {

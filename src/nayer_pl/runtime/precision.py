@@ -29,7 +29,7 @@ def fastest_precision(accelerator: str = "auto") -> str:
 
 
 def fused_dtype(precision: Any) -> torch.dtype | None:
-    """What the fused layers of a frozen teacher compute in (`networks.fusing`).
+    """What the fused layers of a frozen teacher compute in (`networks.folding`).
 
     Args:
         precision: of a `lightning.Trainer`.
