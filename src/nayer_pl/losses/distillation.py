@@ -43,6 +43,7 @@ class KLDivergence(_Checked):
 
     Args:
         temperature: divides all logits; 20 as in NAYER.
+        mean_over_classes: divides the loss by the number of classes, as ZSKT's published code does.
 
     Example:
         >>> KLDivergence(4)(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2), torch.tensor([0]))
@@ -50,10 +51,12 @@ class KLDivergence(_Checked):
     """
 
     temperature: PositiveFloat = 20.0
+    mean_over_classes: bool = False
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Logits [B, num_classes] -> a scalar."""
-        return soft_kl(student_logits, teacher_logits, self.temperature)
+        loss = soft_kl(student_logits, teacher_logits, self.temperature)
+        return loss / teacher_logits.shape[1] if self.mean_over_classes else loss
 
 
 def soft_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
