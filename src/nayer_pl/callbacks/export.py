@@ -89,7 +89,7 @@ class Export(Callback):
             raise InputError(error)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
-        product: Classifier = pl_module.product  # type: ignore[assignment]
+        product: Classifier = pl_module.exported_classifier  # type: ignore[assignment]
         facts = {
             "class_names": self.names,
             "image_shape": self.image_shape,

@@ -1,6 +1,7 @@
 """The student's losses: a pure function for each published one, and a class with its options.
 
-Cross-entropy with the labels, which most papers add, is in `KLCrossEntropy` alone.
+Terms that papers add (cross-entropy with the labels) and warm-ups of weights are left out;
+`KLCrossEntropy` alone has both terms.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,7 @@ from nayer_pl.runtime.options import check_fields
 class StudentLoss(Protocol):
     """What the student minimizes: any function or object with this signature.
 
-    Labels, int64 [B], are the target labels of the images, or what the teacher answers where a
-    method has no targets.
+    Labels, int64 [B], are the images' target labels or, in methods without, the teacher's answers.
 
     Example:
         >>> isinstance(KLDivergence(), StudentLoss)
@@ -43,6 +43,7 @@ class KLDivergence(_Checked):
 
     Args:
         temperature: divides all logits; 20 as in NAYER.
+        mean_over_classes: divides the loss by the number of classes, as ZSKT's published code does.
 
     Example:
         >>> KLDivergence(4)(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2), torch.tensor([0]))
@@ -50,17 +51,16 @@ class KLDivergence(_Checked):
     """
 
     temperature: PositiveFloat = 20.0
+    mean_over_classes: bool = False
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Logits [B, num_classes] -> a scalar."""
-        return soft_kl(student_logits, teacher_logits, self.temperature)
+        loss = soft_kl(student_logits, teacher_logits, self.temperature)
+        return loss / teacher_logits.shape[1] if self.mean_over_classes else loss
 
 
 def soft_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) * temperature**2 in nats, the mean over images.
-
-    Hinton et al., 2015 (arXiv 1503.02531), section 2; the square keeps the gradient's size.
-    """
+    """The mean KL(teacher || student) * temperature**2, in nats (arXiv 1503.02531, section 2)."""
     return kl_divergence(student_logits, teacher_logits, temperature).mean() * temperature**2
 
 
@@ -68,8 +68,8 @@ def soft_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 class KLCrossEntropy(_Checked):
     """alpha * `soft_kl` + (1 - alpha) * cross-entropy with the labels.
 
-    Hinton et al., 2015 (arXiv 1503.02531), section 2, who only say that the labels should have
-    much less weight; most published comparisons have 0.9 and 0.1 at a temperature of 4.
+    Hinton et al., 2015 (arXiv 1503.02531), section 2, only ask for a much lower weight of the
+    labels; most published comparisons have 0.9 and 0.1 at a temperature of 4.
 
     Args:
         temperature: divides all logits in the divergence, not in the cross-entropy.
@@ -171,13 +171,13 @@ def standardized_kl(student_logits: Tensor, teacher_logits: Tensor, temperature:
 
 
 def _z_score(logits: Tensor) -> Tensor:
-    deviation = logits.std(1, keepdim=True).clamp_min(1e-8)
-    return (logits - logits.mean(1, keepdim=True)) / deviation
+    deviation, mean = torch.std_mean(logits, 1, keepdim=True)
+    return (logits - mean) / deviation.clamp_min(1e-8)
 
 
 @dataclass(frozen=True)
 class DIST(_Checked):
-    """1 - Pearson's correlation of predictions (`pearson_relations`); labels are not used.
+    """1 - correlation of predictions (`pearson_relations`); labels are not used.
 
     Args:
         temperature: divides all logits; published with 4 for CIFAR-100 and 1 for ImageNet.
@@ -217,13 +217,13 @@ def pearson_relations(
 
 def _pearson(first: Tensor, second: Tensor) -> Tensor:
     """Correlation of each row; 0 for a constant row."""
-    first, second = (each - each.mean(1, keepdim=True) for each in (first, second))
-    return F.cosine_similarity(first, second, dim=1, eps=1e-8)
+    centered = (each - each.mean(1, keepdim=True) for each in (first, second))
+    return F.cosine_similarity(*centered, dim=1, eps=1e-8)
 
 
 @dataclass(frozen=True)
 class L1Logits:
-    """The mean absolute difference of logits, as in DFAD (arXiv 1912.11006); no use of labels.
+    """The mean absolute difference of logits (DFAD, arXiv 1912.11006); labels are not used.
 
     Example:
         >>> L1Logits()(torch.tensor([[1.0, 4.0]]), torch.zeros(1, 2), torch.tensor([0]))
@@ -237,9 +237,9 @@ class L1Logits:
 
 @dataclass(frozen=True)
 class MSELogits:
-    """The mean squared difference of all logits; labels are not used.
+    """The mean squared difference of logits; labels are not used.
 
-    Ba and Caruana, 2014 (arXiv 1312.6184), equation 1, but the mean over classes, not half the sum.
+    Ba and Caruana, 2014 (arXiv 1312.6184), equation 1, with a mean in place of half the sum.
 
     Example:
         >>> MSELogits()(torch.tensor([[1.0, 4.0]]), torch.zeros(1, 2), torch.tensor([0]))
