@@ -7,11 +7,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from nayer_pl.errors import InputError, NayerError
-from nayer_pl.report.groups import Method, Section, sections
+from nayer_pl.report.groups import Method, sections
 from nayer_pl.report.render import AXES, draw, page, points
 from nayer_pl.report.runs import LeftOut, Run, fetch_runs, find_runs
 from nayer_pl.report.tables import TABLES, markdown
@@ -64,7 +65,15 @@ def write_report(
     found = sections(runs)
     numbers = {
         "title": title,
-        "sections": [_section(section) for section in found],
+        "sections": [
+            {
+                "title": section.title,
+                "shared": section.shared,
+                "gaps": section.gaps(),
+                "methods": [_numbers(method) for method in section.methods],
+            }
+            for section in found
+        ],
         "left_out": [each._asdict() for each in left_out],
     }
     files = {
@@ -80,23 +89,13 @@ def write_report(
         raise InputError(f"{cannot_write(error)}; choose another folder with --out.") from error
 
 
-def _section(section: Section) -> dict[str, Any]:
-    methods = [_method(method) for method in section.methods]
-    about = {"title": section.title, "shared": section.shared, "gaps": section.gaps()}
-    return {**about, "methods": methods}
-
-
-def _method(method: Method) -> dict[str, Any]:
+def _numbers(method: Method) -> dict[str, Any]:
     return {
         "label": method.label,
         "seeds": method.seeds,
         "runs": [run.name for run in method.runs],
         "settings": method.settings,
-        "figures": {
-            column.key: column.figures(method.runs)
-            for columns in TABLES.values()
-            for column in columns
-        },
+        "figures": {column.key: column.figures(method.runs) for column in chain(*TABLES.values())},
         "curves": {axis: [p._asdict() for p in points(method.runs, axis)] for axis in AXES},
     }
 

@@ -23,9 +23,9 @@ IGNORED_KEYS = (
 )  # fmt: skip
 NOT_IGNORED = ("text_encoder.path", "student.weights")  # although their keys are
 # Copies of other parts.
-COPIES = tuple(
-    f"model.{part}" for part in ("teacher", "student", "label_text", "network", "image_shape")
-)
+COPIES = (
+    "model.teacher", "model.student", "model.label_text", "model.network", "model.image_shape",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from PIL import Image
 
 from nayer_pl.report.groups import Method, Section
@@ -48,13 +48,9 @@ SAMPLE_WIDTH = 400  # pixels of a grid of samples, at most
 
 
 class Point(NamedTuple):
-    """The mean over the seeds of a method after some student updates.
+    """Means over the seeds of a method after some student updates: cost `x` and accuracy.
 
-    Args:
-        updates: student updates.
-        x: mean cost.
-        accuracy: mean accuracy, a fraction.
-        deviation: sample standard deviation of the accuracy.
+    The accuracy is in [0, 1], the deviation is its sample standard deviation.
     """
 
     updates: int
@@ -104,19 +100,26 @@ def styles(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
 
 def figure(sections: Sequence[Section]) -> Figure:
     """Two panels for every section, as wide as two columns of a paper."""
-    made = Figure(figsize=(7.2, 3.3 * len(sections)), layout="constrained", dpi=200)
-    parts = made.subfigures(len(sections), 1, squeeze=False)[:, 0]
-    for part, section in zip(parts, sections, strict=True):
+    columns, heights = [], []
+    for section in sections:
+        lines = [line for method in section.methods for line in _legend_label(method).splitlines()]
+        columns.append(max(1, min(6, 100 // (8 + max(map(len, lines))))))
+        heights.append(2.9 + 0.17 * (len(lines) + 1) / columns[-1])  # inches, with the legend
+    made = Figure(figsize=(7.2, sum(heights)), layout="constrained", dpi=200)
+    parts = made.subfigures(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, section, ncols in zip(parts, sections, columns, strict=True):
         axes = part.subplots(1, len(AXES), sharey=True)
         for ax, axis in zip(axes, AXES, strict=True):
             draw_axes(ax, section, axis)
         axes[0].set_ylabel("accuracy, %")
         part.suptitle(section.title, fontsize=9)
-        handles, names = axes[0].get_legend_handles_labels()
-        columns = max(1, min(6, 100 // (8 + max(map(len, names), default=0))))
-        labels = [textwrap.fill(name, 90) for name in names]
-        part.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+        legend = axes[0].get_legend_handles_labels()
+        part.legend(*legend, loc="outside lower center", ncols=ncols, frameon=False)
     return made
+
+
+def _legend_label(method: Method) -> str:
+    return textwrap.fill(method.name, 90)
 
 
 def draw(sections: Sequence[Section], file_format: str) -> bytes:
@@ -139,7 +142,7 @@ def draw_axes(ax: Axes, section: Section, axis: str) -> None:
             below, above = np.clip((y - spread, y + spread), 0, 100)
             every, style = -(-len(curve) // MOST_MARKERS), looks[method.label]
             ax.fill_between(x, below, above, color=style["color"], alpha=0.15, linewidth=0)
-            ax.plot(x, y, label=method.name, markevery=every, linewidth=1.4, **style)
+            ax.plot(x, y, label=_legend_label(method), markevery=every, linewidth=1.4, **style)
     teachers = [100 * t for run in section.runs if (t := run.number("teacher_accuracy"))]
     if not ax.lines:
         ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center")
@@ -160,8 +163,9 @@ def _set_scales(ax: Axes, lowest: float, highest: float) -> None:
             lambda stretched: 100.8 - np.exp(-stretched),
         ),
     )
-    ticks = (0, 20, 40, 60, 80, 90, 95, 98, 99, 100) if highest > 90 else range(0, 91, 10)
-    ax.set_yticks(ticks, [str(tick) for tick in ticks])
+    even, near_100 = MaxNLocator(6, steps=[1, 2, 5, 10]), (0, 20, 40, 60, 80, 90, 95, 98, 99, 100)
+    ax.yaxis.set_major_locator(FixedLocator(near_100) if highest > 90 else even)
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.set_ylim(max(0.0, lowest - 3), min(100.0, highest + 3))
     ax.set_xscale("log", subs=[])
     left, right = ax.get_xlim()

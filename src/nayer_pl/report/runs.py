@@ -30,13 +30,10 @@ class LeftOut(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The accuracy of the student, and its cost up to then.
+    """The student's accuracy, in [0, 1], after some updates, and its cost up to then.
 
-    Args:
-        updates: student updates.
-        accuracy: a fraction in [0, 1].
-        seconds: of synthesis and distillation, without evaluation and the teacher's training.
-        steps: synthesis steps, summed over all ranks.
+    The cost is in seconds of synthesis and distillation, without evaluation and the teacher's
+    training, and in synthesis steps, summed over all ranks. None is unknown.
     """
 
     updates: int
@@ -97,7 +94,7 @@ class Run:
     def share_of_teacher(self) -> float | None:
         """The student's accuracy as a share of its teacher's."""
         teacher, student = self.number("teacher_accuracy"), self.accuracy()
-        return student / teacher if teacher and student is not None else None
+        return None if student is None or not teacher else student / teacher
 
     def updates(self) -> float | None:
         """Student updates in the whole run."""
@@ -106,14 +103,13 @@ class Run:
 
     def seconds(self) -> float | None:
         """Seconds of all phases but the teacher's training."""
-        phases = ("synthesis", "distillation", "training")
-        return sum(self.number(f"seconds_{phase}") or 0.0 for phase in phases) or None
+        names = ("seconds_synthesis", "seconds_distillation", "seconds_training")
+        return sum(self.number(name) or 0.0 for name in names) or None
 
     def seconds_to(self, share: float) -> float | None:
         """Seconds until the first evaluation at or above this share of the teacher's accuracy.
 
-        Returns:
-            Infinity if it was never reached, None if that is not known.
+        Infinity if it was never reached, None if that is not known.
         """
         teacher = self.number("teacher_accuracy")
         if teacher is None or all(each.seconds is None for each in self.evaluations):
@@ -133,17 +129,13 @@ def find_runs(roots: Sequence[str | Path]) -> list[Run | LeftOut]:
         folders = list(_run_folders(root))
         found.update((folder.resolve(), _read_folder(folder)) for folder in folders)
         if not folders:
-            why = "not a directory" if root.exists() else "there is no such directory"
-            why = "no runs in it" if root.is_dir() else why
+            why = "no runs in it" if root.is_dir() else "there is no such directory"
             found[root.resolve()] = LeftOut(root.as_posix(), why)
     return list(found.values())
 
 
 def fetch_runs(project: str) -> list[Run | LeftOut]:
-    """Read every run of a project at Weights & Biases.
-
-    Args:
-        project: "entity/project".
+    """Read every run of a project ("entity/project") at Weights & Biases.
 
     Raises:
         InputError: it cannot be read.
@@ -169,7 +161,11 @@ def evaluations(rows: Iterable[Mapping[str, Any]]) -> tuple[Evaluation, ...]:
     """
     merged: dict[int, dict[str, float]] = {}
     for row in rows:
-        numbers = {key: n for key, value in row.items() if (n := _number(value)) is not None}
+        numbers = {}
+        for key, value in row.items():
+            with suppress(TypeError, ValueError):  # an empty cell, a picture
+                if math.isfinite(number := float(value)):
+                    numbers[key] = number
         # Lightning's own rows have the index of the last step, which counts from 0.
         step = numbers.get("step", numbers.get("trainer/global_step", -2)) + 1
         merged.setdefault(int(numbers.get("student_updates", step)), {}).update(numbers)
@@ -210,7 +206,10 @@ def _read_folder(folder: Path) -> Run | LeftOut:
         lines = (folder / METRICS).read_text("utf-8") if (folder / METRICS).is_file() else ""
         curve = evaluations(csv.DictReader(lines.splitlines()))
         if not (folder / SUMMARY).is_file():
-            return LeftOut(name, _progress(curve))
+            state = "not evaluated yet"
+            for each in curve[-1:]:
+                state = f"{100 * each.accuracy:.1f} % after {each.updates:,} student updates"
+            return LeftOut(name, f"not finished: {state}")
         reading = SUMMARY
         summary = json.loads((folder / SUMMARY).read_text("utf-8"))
         if not summary or not isinstance(summary, dict):
@@ -220,13 +219,6 @@ def _read_folder(folder: Path) -> Run | LeftOut:
         return Run(name, config, summary, curve, picture)
     except (OSError, ValueError, csv.Error, YAMLError, OmegaConfBaseException) as error:
         return LeftOut(name, f"its {reading} cannot be read: {' '.join(str(error).split())}")
-
-
-def _progress(curve: Sequence[Evaluation]) -> str:
-    if not curve:
-        return "not finished, and not evaluated"
-    accuracy, updates = 100 * curve[-1].accuracy, curve[-1].updates
-    return f"not finished: {accuracy:.1f} % after {updates:,} student updates"
 
 
 def _read_online(run: Any) -> Run | LeftOut:
@@ -260,11 +252,3 @@ def _not_a_student(config: Any) -> str | None:
         return f"its {CONFIG} is not one of nayer_pl"
     teacher, written = parts[0].get("weights"), parts[3].get("path")
     return "it trained a teacher" if written and written == teacher else None
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):  # an empty cell, a picture
-        return None
-    return number if math.isfinite(number) else None
