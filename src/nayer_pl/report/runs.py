@@ -14,12 +14,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nayer_pl.errors import InputError
+from nayer_pl.runtime.libraries import friendly_errors
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.csv", "samples.png"
 # Not searched for runs: a run's own teacher training, and the weights of teachers beside runs.
 TEACHERS = ("teacher", "teachers")
-ACCURACIES = ("val/student_accuracy", "val/accuracy")
 
 
 class LeftOut(NamedTuple):
@@ -142,14 +141,11 @@ def fetch_runs(project: str) -> list[Run | LeftOut]:
     """
     import wandb
 
-    try:
+    with friendly_errors(
+        f"The runs of '{project}' cannot be read from Weights & Biases",
+        "give ENTITY/PROJECT, and log in with `wandb login`",
+    ):
         return [_read_online(run) for run in wandb.Api().runs(project)]
-    except Exception as error:  # the client's errors have no class in common
-        raise InputError(
-            f"The runs of '{project}' cannot be read from Weights & Biases "
-            f"({str(error).partition(chr(10))[0]}); give ENTITY/PROJECT, and log in with "
-            "`wandb login`."
-        ) from error
 
 
 def evaluations(rows: Iterable[Mapping[str, Any]]) -> tuple[Evaluation, ...]:
@@ -172,7 +168,7 @@ def evaluations(rows: Iterable[Mapping[str, Any]]) -> tuple[Evaluation, ...]:
     merged.pop(-1, None)  # rows without any step
     found = []
     for updates, numbers in sorted(merged.items()):
-        accuracy = next((numbers[name] for name in ACCURACIES if name in numbers), None)
+        accuracy = numbers.get("val/student_accuracy", numbers.get("val/accuracy"))
         seconds = [value for key, value in numbers.items() if key.startswith("time/")]
         if accuracy is not None:
             spent = sum(seconds) if seconds else None
