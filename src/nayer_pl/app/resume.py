@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from nayer_pl.bank.files import checked
+from nayer_pl.bank.files import read_verified
 from nayer_pl.callbacks.checkpoint import LAST, PREVIOUS
 from nayer_pl.distillation.rank_state import KEY
 from nayer_pl.errors import InputError
@@ -76,7 +76,7 @@ def damage(path: Path) -> str | None:
         if KEY not in content:
             return "it was not written by this program"
         for record in _records(content):
-            checked(path.parent.parent / "bank", record)
+            read_verified(path.parent.parent / "bank", record)
     except InputError as error:
         return str(error).rstrip(".")
     except Exception as error:  # a damaged pickle can raise anything

@@ -29,7 +29,7 @@ def sum_up(method: DistillationState, wants_labels: bool) -> dict[str, Any]:
         "teacher_parameters": sum(p.numel() for p in method.teacher.parameters()),
         "student_parameters": sum(p.numel() for p in method.student.parameters()),
         "student_updates": method.student_updates,
-        "images_banked": int(distributed.all_reduce_sum(bank.added, method.device)),
+        "images_banked": int(distributed.all_reduce_sum(bank.num_added, method.device)),
         "images_kept": int(held),
         "synthesis_steps": int(distributed.all_reduce_sum(method.synthesis_steps, method.device)),
         "bank_bytes": int(distributed.all_reduce_sum(bank.nbytes, method.device)),
