@@ -114,7 +114,7 @@ def test_a_run_leaves_everything_it_promised(done):
     right = (student(images / 255).argmax(1) == labels).float().mean().item()
     assert written["student_accuracy"] == pytest.approx(right, abs=1e-6)
     assert facts["class_names"][:2] == ["zero", "one"]
-    assert done.objects["datamodule"].bank.added == 60
+    assert done.objects["datamodule"].bank.num_added == 60
 
 
 def test_the_training_split_is_never_opened(done):
@@ -295,6 +295,6 @@ def test_the_bank_can_start_from_a_saved_one(config, done):
     options = ["bank.initial=bank.safetensors", "bank.capacity=100"]
     summary, objects = train(config(*SHORT, *options))
     bank = objects["datamodule"].bank
-    assert bank.added == 120
+    assert bank.num_added == 120
     assert len(bank) == 100
     assert torch.isfinite(torch.tensor(summary["synthesis_loss"]))
