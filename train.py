@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Run one job; a sweeper gets the value of `objective`."""
-    # Imported late, so that a mistyped option is answered at once.
+    # Imported late, so that a mistyped option is answered soon.
     from nayer_pl.app.multirun import check_start, isolated_job, objective
+    from nayer_pl.app.overrides import check_additions
     from nayer_pl.app.resume import run_of
     from nayer_pl.app.train import train
     from nayer_pl.errors import NayerError, Terminated
@@ -29,6 +30,7 @@ def main(cfg: DictConfig) -> float | None:
         cfg.run_dir = run_of(cfg.ckpt_path)
     try:
         check_start()
+        check_additions(cfg)
         with isolated_job(__file__, cfg.run_dir):
             summary, _ = train(cfg)
         return objective(summary, cfg.objective)
@@ -49,7 +51,12 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    from nayer_pl.app.overrides import hydra_errors_explained
+    from nayer_pl.app.signatures import register_signatures
+
+    register_signatures()
     try:
-        main()
+        with hydra_errors_explained(Path(__file__).with_name("conf")):
+            main()
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")

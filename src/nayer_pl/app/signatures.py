@@ -8,19 +8,16 @@ and `python train.py --cfg job` prints it.
 import functools
 import importlib
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 
-PUBLIC = (
-    "nayer_pl",
-    "nayer_pl.callbacks",
-    "nayer_pl.callbacks.loggers",
-    "nayer_pl.callbacks.metrics_file",
-)
+# Where the public names are; and what is public for configurations alone.
+MODULES = ("nayer_pl", "nayer_pl.callbacks")
+LOGGERS = ("nayer_pl.callbacks.loggers.wandb_logger", "nayer_pl.callbacks.metrics_file.MetricsFile")
 GROUP = "signature"
 
 # What is chosen as a whole, by a group of its own, and so must not be merged with a default.
@@ -50,32 +47,29 @@ def signature_config(target: str, skip: Collection[str] = ()) -> dict[str, Any]:
     return node
 
 
-def public_targets() -> Iterator[tuple[str, str]]:
-    """Name and import path of every public class and function, in alphabetical order."""
-    targets = {}
-    for path in PUBLIC:
-        module = importlib.import_module(path)
-        for name in getattr(module, "__all__", vars(module)):
-            thing = getattr(module, name)
-            own = hasattr(module, "__all__") or getattr(thing, "__module__", None) == path
-            error = inspect.isclass(thing) and issubclass(thing, BaseException)
-            if own and callable(thing) and not error and not name.startswith("_"):
-                targets.setdefault(name, f"{path}.{name}")
-    yield from sorted(targets.items())
+def public_targets() -> dict[str, str]:
+    """Import paths of the public classes and functions, by name."""
+    names = [(path, name) for path in MODULES for name in importlib.import_module(path).__all__]
+    paths = [*LOGGERS, *(f"{path}.{name}" for path, name in names)]
+    found = {path: get_object(path) for path in paths}
+    return {
+        path.rpartition(".")[2]: path
+        for path, thing in found.items()
+        if not (inspect.isclass(thing) and issubclass(thing, BaseException))
+    }
 
 
 def register_signatures() -> None:
     """Let configurations name what is public: `/signature@NODE: NAME`.
 
-    Where a default is a choice (`optimizer`), it is an option of that group: `/optimizer: NAYER`.
+    A default that is a choice is an option of its group instead: `/optimizer: NAME`.
     """
     store = ConfigStore.instance()
-    for name, target in public_targets():
+    for name, target in public_targets().items():
         node = signature_config(target)
         for choice in CHOICES:
             if isinstance(node.get(choice), dict):
-                chosen = node.pop(choice)
-                store.store(choice, chosen, name=name, package=f"model.{choice}") # XX
+                store.store(name, node.pop(choice), group=choice, package=f"model.{choice}")
         store.store(name, node, group=GROUP)
 
 
