@@ -11,6 +11,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from nayer_pl.app.networks_config import register_networks
+from nayer_pl.app.overrides import check_additions, hydra_errors_explained
+from nayer_pl.app.signatures import register_signatures
 
 
 def main(script: str) -> None:
@@ -27,7 +29,9 @@ def main(script: str) -> None:
     conf = Path(script).resolve().parent / "conf"
     try:
         register_networks()
-        hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(job)()
+        register_signatures()
+        with hydra_errors_explained(conf):
+            hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(job)()
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")
 
@@ -50,6 +54,7 @@ def run_job(cfg: DictConfig, script: str) -> float | None:
         cfg.run_dir = run_dir_of(cfg.ckpt_path)
     try:
         check_start()
+        check_additions(cfg)
         with isolated_job(script, cfg.run_dir):
             summary, _ = train(cfg)
         return objective(summary, cfg.objective)

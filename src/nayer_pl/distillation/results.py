@@ -32,7 +32,7 @@ def collect_results(module: "DataFreeDistillation") -> dict[str, Any]:
         "teacher_parameters": count_parameters(module.teacher.classifier),
         "student_parameters": count_parameters(module.student),
         "student_updates": module.student_updates,
-        "images_banked": int(distributed.all_reduce_sum(bank.added, device)),
+        "images_banked": int(distributed.all_reduce_sum(bank.num_added, device)),
         "images_kept": int(kept),
         "synthesis_steps": int(distributed.all_reduce_sum(module.synthesis_steps, device)),
         "bank_bytes": int(distributed.all_reduce_sum(bank.nbytes, device)),

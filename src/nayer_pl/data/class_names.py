@@ -1,37 +1,37 @@
-"""Class names of a data set, in the order of its labels."""
+"""Names of the classes of a data set, in the order of its labels."""
 
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from nayer_pl.data.images import ImageSource
+from nayer_pl.data.batches import ImageSource
 from nayer_pl.errors import InputError
 
 
 def class_names(
     names: str | Sequence[Any] | None = None, source: ImageSource | None = None
 ) -> list[str]:
-    """The names that label text is made of.
+    """Names of the classes, from which the text of the labels is made.
 
     Args:
-        names: a data set that is known here (such as "cifar10"), a list, or a text file with one
-            name on each line; None for what the data set itself says.
-        source: the data set; asked only if `names` is None.
+        names: a data set whose names are part of this package (such as "cifar10"), a list of names,
+            or a text file with one name on each line; None for the data set's own names.
+        source: the data set; it is asked only if `names` is None.
 
     Raises:
-        InputError: no names of such a data set are known here and there is no such file, the
-            data set says none, or a name is empty.
+        InputError: there are no such names, or one of them is empty.
 
-    >>> class_names("digits")[:3]
-    ['zero', 'one', 'two']
+    Example:
+        >>> class_names("digits")[:3]
+        ['zero', 'one', 'two']
     """
     if names is None:
         if source is None:
-            raise InputError("No class names are given: set data.class_names to a list or a file.")
+            raise InputError("No class names are given: set class_names to a list or a file.")
         return source.class_names()
     if not isinstance(names, str):
-        return _all_there([str(name) for name in names], "data.class_names")
+        return _checked([str(name) for name in names], "class_names")
     folder = files("nayer_pl.data") / "class_names"
     known = {path.name[:-4]: path for path in folder.iterdir() if path.name.endswith(".txt")}
     if names in known:
@@ -46,11 +46,11 @@ def class_names(
         lines = Path(names).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"The class names in '{names}' are not UTF-8 text.") from error
-    return _all_there([line.strip() for line in lines if line.strip()], f"'{names}'")
+    return _checked([line.strip() for line in lines if line.strip()], f"'{names}'")
 
 
-def _all_there(names: list[str], where: str) -> list[str]:
-    """The names, if there are any and none is empty."""
+def _checked(names: list[str], where: str) -> list[str]:
+    """The names, unless there are none or one is empty."""
     if not names or not all(name.strip() for name in names):
         what = "holds no class names" if not names else "holds an empty class name"
         raise InputError(f"{where} {what}; give one for each class, in the order of the labels.")
