@@ -14,7 +14,7 @@ COUNTS = {"train": 53, "evaluation": 31}
 
 
 class Numbered:
-    """Image i of a split is filled with the value i, and has the label i; records what is opened."""
+    """Image i of a split is filled with the value i, and has label i; records what is opened."""
 
     def __init__(self, start=0):
         self.start, self.opened = start, []
