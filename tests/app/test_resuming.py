@@ -188,7 +188,7 @@ def flip_weight(path):
 
 
 def flip_newest_images(path):
-    flip(max((path.parents[2] / "bank").iterdir()), -3)
+    flip(max((path.parents[1] / "bank").iterdir()), -3)
 
 
 @pytest.mark.parametrize(
