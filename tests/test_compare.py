@@ -13,7 +13,7 @@ METHODS = {path.stem for path in (CONF / "model").glob("*.yaml")} - {"supervised
 
 @pytest.fixture
 def sweep(type_command):
-    """Type a sweep; what each of its jobs would have run, and where."""
+    """Type a sweep; returns each of its jobs with its directory."""
 
     def run(*arguments, fails=lambda cfg: False):
         jobs = {}
@@ -25,7 +25,7 @@ def sweep(type_command):
                 raise RuntimeError("out of luck")
             return 0.5
 
-        # What a sweeper gets is another matter: models differ in what they measure.
+        # Methods differ in what they measure, so the sweeper gets one value of ours.
         status, printed = type_command(
             training, "-m", "experiment=compare", "objective=student_accuracy", *arguments
         )
@@ -34,7 +34,7 @@ def sweep(type_command):
     return run
 
 
-def test_by_itself_it_is_every_method(sweep):
+def test_compare__methods(sweep):
     status, printed, jobs = sweep("seed=1")
     assert status == 0, printed
     assert jobs.keys() == {(method, 1) for method in METHODS}
@@ -44,7 +44,7 @@ def test_by_itself_it_is_every_method(sweep):
     assert cfg.run_dir == str(folder.absolute())
 
 
-def test_by_itself_it_is_three_seeds_each_with_its_teacher(sweep):
+def test_compare__seeds(sweep):
     status, printed, jobs = sweep("model=fast")
     assert status == 0, printed
     assert {seed: cfg.paths.teachers for (_, seed), (_, cfg) in jobs.items()} == {
@@ -52,7 +52,7 @@ def test_by_itself_it_is_three_seeds_each_with_its_teacher(sweep):
     }
 
 
-def test_what_is_typed_narrows_it_and_a_failed_job_loses_only_itself(sweep):
+def test_compare__narrowed(sweep):
     status, printed, jobs = sweep("model=kd,nayer", "seed=0", fails=lambda c: c.model_name == "kd")
     assert status != 0
     assert "out of luck" in printed
@@ -61,7 +61,7 @@ def test_what_is_typed_narrows_it_and_a_failed_job_loses_only_itself(sweep):
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist", "cifar10", "cifar100"])
 @pytest.mark.parametrize("method", ["kd", "scratch"])
-def test_yardsticks_get_as_many_student_updates_as_nayer(config, data, method):
+def test_baselines__student_updates(config, data, method):
     plan, other = config(f"data={data}").plan, config(f"model={method}", f"data={data}")
     for name in ("epochs", "kd_steps", "batch_size"):
         assert other.plan[name] == plan[name]
@@ -71,7 +71,7 @@ def test_yardsticks_get_as_many_student_updates_as_nayer(config, data, method):
 
 @pytest.mark.parametrize(("data", "budget"), [("digits", 120_000), ("fashion_mnist", 570_000)])
 @pytest.mark.parametrize("method", sorted(METHODS - {"kd", "scratch"}))
-def test_recipes_cost_as_many_image_steps(config, method, data, budget):
+def test_recipes__image_steps(config, method, data, budget):
     """An image through the generator and back once, or through the student."""
     cfg = config(f"model={method}", f"data={data}")
     plan = build(cfg.plan)
@@ -80,7 +80,7 @@ def test_recipes_cost_as_many_image_steps(config, method, data, budget):
     assert plan.images * steps + learned == pytest.approx(budget, rel=0.05)
 
 
-def test_from_scratch_is_the_students_network(config):
+def test_scratch__network(config):
     cfg = config("model=scratch", "teacher=resnet34", "student=wrn16_1")
     assert cfg.model.network.architecture._target_ == "nayer_pl.networks.wrn16_1"
     assert cfg.export.path == f"{cfg.run_dir}/student.safetensors"
