@@ -13,13 +13,18 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as in the tab
         SteppedDataModule,
         class_names,
     )
-    from nayer_pl.distillation import (
-        DataFreeDistillation,
-        InversionDistillation,
-        OnlineDistillation,
-        descend,
-    )
+    from nayer_pl.distillation import DataFreeDistillation, TeacherStudentModule, step_decay
     from nayer_pl.errors import DivergenceError, InputError, NayerError
+    from nayer_pl.losses import (
+        DIST,
+        DecoupledKD,
+        InversionLoss,
+        KLCrossEntropy,
+        KLDivergence,
+        L1Logits,
+        LogitStandardization,
+        MSELogits,
+    )
     from nayer_pl.methods import (
         CMI,
         DAFL,
@@ -32,8 +37,16 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as in the tab
         KnowledgeDistillation,
         Supervised,
     )
-    from nayer_pl.networks import Classifier, build_classifier, load_teacher
-    from nayer_pl.networks.pretrained import load_classifier, save_classifier
+    from nayer_pl.networks import (
+        Classifier,
+        FrozenTeacher,
+        build_classifier,
+        create_model,
+        list_models,
+        load_classifier,
+        load_teacher,
+        save_classifier,
+    )
     from nayer_pl.runtime.precision import fastest_precision
     from nayer_pl.synthesis import (
         DeepGenerator,
@@ -41,9 +54,13 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as in the tab
         Generator,
         LabelText,
         NoisyLayer,
+        OnlineSynthesizer,
+        RandomCropFlip,
+        RandomResizedPart,
+        RollFlip,
+        Synthesizer,
         TextEncoder,
     )
-    from nayer_pl.synthesis.augmentation import RandomCropFlip
 
 __version__ = "0.1.0"
 
@@ -52,16 +69,24 @@ __version__ = "0.1.0"
 PUBLIC = {
     "bank": "BankOptions MemoryBank Plan SyntheticDataModule",
     "data": "Digits FolderImages HubImages RealDataModule SteppedDataModule class_names",
-    "distillation": "DataFreeDistillation InversionDistillation OnlineDistillation descend",
+    "distillation": "DataFreeDistillation TeacherStudentModule step_decay",
     "errors": "DivergenceError InputError NayerError",
+    "losses": (
+        "DIST DecoupledKD InversionLoss KLCrossEntropy KLDivergence L1Logits LogitStandardization "
+        "MSELogits"
+    ),
     "methods": (
         "CMI DAFL DFAD DFQ NAYER ZSKT DeepInversion FastDFKD KnowledgeDistillation Supervised"
     ),
-    "networks": "Classifier build_classifier load_teacher",
-    "networks.pretrained": "load_classifier save_classifier",
+    "networks": (
+        "Classifier FrozenTeacher build_classifier create_model list_models load_classifier "
+        "load_teacher save_classifier"
+    ),
     "runtime.precision": "fastest_precision",
-    "synthesis": "DeepGenerator EmbeddingFile Generator LabelText NoisyLayer TextEncoder",
-    "synthesis.augmentation": "RandomCropFlip",
+    "synthesis": (
+        "DeepGenerator EmbeddingFile Generator LabelText NoisyLayer OnlineSynthesizer "
+        "RandomCropFlip RandomResizedPart RollFlip Synthesizer TextEncoder"
+    ),
 }
 _ROOMS = {name: room for room, names in PUBLIC.items() for name in names.split()}
 

@@ -86,7 +86,7 @@ def test_train__files(done):
         "seconds_distillation", "student_parameters", "teacher_parameters", "seed",
     }  # fmt: skip
     assert keys <= written.keys()
-    assert written["images_banked"] == done.objects["datamodule"].bank.added == 3 * 20
+    assert written["images_banked"] == done.objects["datamodule"].bank.num_added == 3 * 20
     assert written["seconds_teacher"] == 0.0
     assert OmegaConf.load(run / "config.yaml").plan.kd_steps == 3
     assert "${" not in (run / "config.yaml").read_text()
@@ -122,7 +122,7 @@ def test_train__saved_bank(config, done):
     done.objects["datamodule"].bank.save("bank.safetensors")
     _, objects = train(config(*SHORT, "bank.initial=bank.safetensors", "bank.capacity=100"))
     bank = objects["datamodule"].bank
-    assert (bank.added, len(bank)) == (120, 100)
+    assert (bank.num_added, len(bank)) == (120, 100)
 
 
 # The teacher

@@ -10,6 +10,10 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from nayer_pl.app.networks_config import register_networks
+from nayer_pl.app.overrides import check_additions, hydra_errors_explained
+from nayer_pl.app.signatures import register_signatures
+
 
 def main(script: str) -> None:
     """Run the job, or the sweep, that the command line describes.
@@ -24,7 +28,10 @@ def main(script: str) -> None:
 
     conf = Path(script).resolve().parent / "conf"
     try:
-        hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(job)()
+        register_networks()
+        register_signatures()
+        with hydra_errors_explained(conf):
+            hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(job)()
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")
 
@@ -47,6 +54,7 @@ def run_job(cfg: DictConfig, script: str) -> float | None:
         cfg.run_dir = run_dir_of(cfg.ckpt_path)
     try:
         check_start()
+        check_additions(cfg)
         with isolated_job(script, cfg.run_dir):
             summary, _ = train(cfg)
         return objective(summary, cfg.objective)

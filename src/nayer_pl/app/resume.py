@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nayer_pl.app.checks import resolve_class_names
 from nayer_pl.app.run_dir import prepare_run_dir
-from nayer_pl.bank.files import checked
+from nayer_pl.bank.files import read_verified
 from nayer_pl.callbacks.checkpoint import LAST, PREVIOUS
 from nayer_pl.distillation.rank_state import KEY
 from nayer_pl.errors import InputError
@@ -106,7 +106,7 @@ def find_corruption(path: Path) -> str | None:
         if KEY not in content:
             return "it was not written by this program"
         for record in _bank_files(content):
-            checked(path.parent.parent / "bank", record)
+            read_verified(path.parent.parent / "bank", record)
     except Exception as error:  # a damaged pickle can raise anything
         return first_line(error)
     return None

@@ -6,11 +6,10 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from nayer_pl.distillation.rank_state import fingerprint
 from nayer_pl.errors import InputError, require
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.pretrained import save_classifier
-from nayer_pl.networks.weights import read_weights
+from nayer_pl.networks.weights import fingerprint, read_weights
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.files import cannot_write, check_folder, write_or_warn
 
@@ -90,7 +89,7 @@ class Export(Callback):
             raise InputError(error)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
-        product: Classifier = pl_module.product  # type: ignore[assignment]
+        product: Classifier = pl_module.exported_classifier  # type: ignore[assignment]
         facts = {
             "class_names": self.names,
             "image_shape": self.image_shape,

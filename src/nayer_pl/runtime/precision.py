@@ -29,7 +29,7 @@ def fastest_precision(accelerator: str = "auto") -> str:
 
 
 def fused_dtype(precision: Any) -> torch.dtype | None:
-    """The dtype of the fused layers of a frozen teacher (`networks.fusing`).
+    """The dtype of the fused layers of a frozen teacher (`networks.folding`).
 
     Args:
         precision: `precision` of a `lightning.Trainer`.
