@@ -17,7 +17,7 @@ class Learner(LightningModule):
         self.steps = 0
 
     @property
-    def product(self):
+    def exported_classifier(self):
         return self.classifier
 
     def training_step(self, batch, _):
