@@ -68,7 +68,7 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
 
-# What was typed, and what the answer must say: an option or file, and what is allowed or to be done.
+# What was typed, and what the answer must hold: an option or file, and what is allowed or to do.
 CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     # A value of another type
     (("plan.epochs=two",), ("plan.epochs", "whole number")),
@@ -140,6 +140,8 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
 @pytest.mark.parametrize(("typed", "answers"), CASES, ids=lambda part: part[0])
 def test_train__mistake(config, typed, answers):
     run = () if "model=supervised" in typed else DISTILL
+    if "text_encoder=minilm" in typed:
+        run = [option for option in run if not option.startswith("text_encoder")]
     with pytest.raises(InputError) as caught:
         train(config(*run, *typed))
     message = str(caught.value)
@@ -213,8 +215,8 @@ def test_train__other_settings(config, finished):
         ("+sed=1", "no option sed; did you mean 'seed'?"),
         ("+data.class_name=a", "no option data.class_name; did you mean 'class_names'"),
         ("model=nayr", "no model=nayr; did you mean 'nayer'? The choices are cmi, "),
-        ("data=cifar11", "no data=cifar11; did you mean 'cifar10' or 'cifar100'"),
-        ("teacher=alexnet", "no teacher=alexnet; The choices are custom, "),
+        ("data=cifar11", "no data=cifar11; did you mean 'cifar10'? The choices are"),
+        ("teacher=alexnet", "no teacher=alexnet; choose from custom, "),
         ("hydra/launcher=slurmm", "no hydra/launcher=slurmm; did you mean 'slurm'"),
         ("plan.epochs=[3", "'plan.epochs=[3' cannot be read (no viable alternative"),
         ("epochs", "'epochs' cannot be read (missing EQUAL"),

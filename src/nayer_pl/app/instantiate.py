@@ -107,7 +107,11 @@ def unknown(name: str, known: Iterable[str]) -> InputError:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """What may have been meant by a name, or everything that could be."""
     known = list(known)
-    close = [each for each in known if each.endswith(f".{name}")] or get_close_matches(name, known)
+    close = (
+        [each for each in known if each.endswith(f".{name}")]
+        or get_close_matches(name, known, n=1, cutoff=0.85)
+        or get_close_matches(name, known)
+    )
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     return f"choose from {', '.join(known)}."
