@@ -27,13 +27,14 @@ test-slow: $(INSTALLED)  ## the tests that take minutes, a fresh clone included
 	$(BIN)/python -m pytest -m slow
 
 KILLS ?= 20
-test-kills: $(INSTALLED)  ## kill the digits run KILLS=20 times, go on, and compare every bit
+test-kills: $(INSTALLED)  ## kill the digits run KILLS=20 times, resume, and compare every bit
 	KILLS=$(KILLS) $(BIN)/python -m pytest -s -m slow tests/test_kills.py
 
-check: $(INSTALLED)  ## lint, format and types
+check: $(INSTALLED)  ## lint, format, types, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(INSTALLED)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -50,4 +51,4 @@ benchmark-ablation: $(INSTALLED)  ## the paper's questions on digits: 33 short r
 	$(BIN)/python benchmarks/ablation.py
 
 clean:  ## remove the environment and caches; runs/ and teachers/ stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,9 +12,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from nayer_pl import NAYER, Classifier, Plan, SyntheticDataModule
+from nayer_pl.app.networks_config import register_networks
 from nayer_pl.app.signatures import register_signatures
 from nayer_pl.data import ImageSet
 
+# For every test that composes a configuration.
+register_networks()
 register_signatures()
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -347,7 +347,7 @@ def test_a_saved_bank_is_shared_out_and_stands_in_for_a_round(both, folder):
     ("name", "message"),
     [
         ("sync_batchnorm", "trainer.sync_batchnorm=true"),
-        ("odd_batch", "plan.batch_size=7 cannot be shared out evenly among 2 processes"),
+        ("odd_batch", "batch_size=7 cannot be divided evenly among 2 processes"),
     ],
 )
 def test_what_cannot_work_is_one_clear_sentence_on_every_rank(both, name, message):

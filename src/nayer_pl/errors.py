@@ -27,20 +27,5 @@ def require_not_negative(**options: float) -> None:
         require(value >= 0, f"model.{name}", "at least 0", value)
 
 
-class Terminated(SystemExit):
-    """The run was told to end before its end, and what it did is saved; exit status 143.
-
-    Args:
-        reason: who told it.
-    """
-
-    STATUS = 128 + 15
-    at_once = False  # whether something would still wait when the interpreter ends
-
-    def __init__(self, reason: str = "SIGTERM") -> None:
-        super().__init__(self.STATUS)
-        self.reason = reason
-
-
 class DivergenceError(NayerError, ArithmeticError):
     """A loss is NaN or infinite; the message names the term and where it happened."""

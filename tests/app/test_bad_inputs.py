@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from nayer_pl import Classifier, InputError, TextEncoder, save_classifier
-from nayer_pl.app.train import name_classes, train
+from nayer_pl.app.checks import resolve_class_names
+from nayer_pl.app.train import train
 from nayer_pl.distillation import DataFreeDistillation
 from nayer_pl.methods import Supervised
 from nayer_pl.networks import wrn16_1
@@ -189,7 +190,7 @@ def test_train__other_settings(config, finished):
         Path("run/summary.json").write_text("{}")
     torch.save({"nayer_pl": {"format": 1}, "weights": torch.zeros(10_000)}, LAST)
     before = config(*DISTILL)
-    name_classes(before)
+    resolve_class_names(before)
     before.data.name = "cifar10"
     Path("run/config.yaml").write_text(OmegaConf.to_yaml(before, resolve=True))
     with pytest.raises(InputError, match=r"settings: data\.name=digits \(was cifar10\)"):

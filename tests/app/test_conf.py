@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from nayer_pl import InputError, NoisyLayer, Plan
+from nayer_pl.app.checks import resolve_class_names
 from nayer_pl.app.instantiate import build
-from nayer_pl.app.train import name_classes
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -35,7 +35,7 @@ def test_every_data_set_composes_and_builds(config, data, tmp_path):
     for name in ("cat", "dog"):  # what data=folder needs to know its classes
         (tmp_path / "pictures" / name).mkdir(parents=True)
     cfg = config(f"data={data}", *(["data.path=pictures"] if data == "folder" else []))
-    name_classes(cfg)
+    resolve_class_names(cfg)
     assert len(cfg.class_names) == len(set(cfg.class_names)) == cfg.data.num_classes
     datamodule = build(cfg.datamodule)
     assert datamodule.image_shape == tuple(cfg.data.image_shape)

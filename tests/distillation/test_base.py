@@ -72,7 +72,7 @@ def test_plan_is_carried_out_and_counted(tiny_method, tiny_data, fit):
     trainer = fit(method, data)
     assert method.rounds == 2 + 3 * 2
     assert method.student_updates == 9
-    assert data.bank.added == len(data.bank) == 8 * 12
+    assert data.bank.num_added == len(data.bank) == 8 * 12
     assert trainer.current_epoch == 4
 
 

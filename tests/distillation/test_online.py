@@ -94,4 +94,4 @@ def test_the_bank_has_room_for_one_turn(bright, tiny_data, fit):
     data = tiny_data({**PLAN, "round_size": 12})
     fit(bright(), data)
     assert data.bank.capacity == len(data.bank) == 12
-    assert data.bank.added == 2 * 3 * 12
+    assert data.bank.num_added == 2 * 3 * 12

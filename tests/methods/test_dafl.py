@@ -10,9 +10,10 @@ from torch.distributions import Categorical
 
 from nayer_pl import BankOptions, Classifier, InputError, networks
 from nayer_pl.app.train import build
+from nayer_pl.bank import DistillationBatch, MemoryBank
 from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.methods.dafl import DAFL, activation_loss, last_linear, onehot_loss
-from nayer_pl.networks.watching import layer_inputs
+from nayer_pl.networks.hooks import layer_inputs
 
 SHAPE = (1, 8, 8)
 PLAN = {
@@ -190,8 +191,12 @@ def test_recipes(config, data):
     """Turns of one step each; the published weight of the entropy, in nats."""
     cfg = config("model=dafl", f"data={data}")
     plan = build(cfg.plan)
-    items = EpochPlan(plan, 0, lambda: torch.zeros(1), lambda: None)
-    kinds = ["RS"[item is None] for item, _ in zip(items, range(8), strict=False)]
+    bank = MemoryBank(1, (1, 2, 2))
+    bank.add(torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
+    items = EpochPlan(plan, 0, 3, bank)
+    kinds = [
+        "RS"[isinstance(item, DistillationBatch)] for item, _ in zip(items, range(8), strict=False)
+    ]
     assert "".join(kinds) == "RSRSRSRS"
     assert cfg.model.balance_weight == pytest.approx(5 / math.log(10), rel=1e-3)
     assert cfg.model.generator_steps == 1

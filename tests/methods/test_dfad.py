@@ -8,7 +8,7 @@ from torch.optim import SGD
 
 from nayer_pl import BankOptions
 from nayer_pl.app.train import build
-from nayer_pl.bank import SynthesisRound
+from nayer_pl.bank import DistillationBatch, MemoryBank, SynthesisRound
 from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.methods.dfad import DFAD
 
@@ -156,8 +156,12 @@ def test_it_goes_on_from_the_middle_of_a_turn(dfad, tiny_data, fit, tmp_path):
 def test_recipes_take_one_step_of_the_generator_to_five_of_the_student(config, data, images):
     cfg = config("model=dfad", f"data={data}")
     plan = build(cfg.plan)
-    items = EpochPlan(plan, 0, lambda: torch.zeros(1), lambda: None)
-    kinds = ["RS"[item is None] for item, _ in zip(items, range(18), strict=False)]
+    bank = MemoryBank(1, (1, 2, 2))
+    bank.add(torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
+    items = EpochPlan(plan, 0, 3, bank)
+    kinds = [
+        "RS"[isinstance(item, DistillationBatch)] for item, _ in zip(items, range(18), strict=False)
+    ]
     assert "".join(kinds) == 3 * "RSSSSS"
     assert cfg.model.generator_steps == 1
     assert plan.images + plan.epochs * plan.kd_steps * plan.batch_size == pytest.approx(

@@ -9,7 +9,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from nayer_pl import BankOptions, InputError
 from nayer_pl.app.train import build
-from nayer_pl.bank import SynthesisRound
+from nayer_pl.bank import DistillationBatch, MemoryBank, SynthesisRound
 from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.methods.dfq import DFQ, GaussianMatching, entropy_loss, gaussian_kl
 
@@ -228,10 +228,15 @@ def test_recipes(config, data):
     """The generator alone, then turns of one step each."""
     cfg = config("model=dfq", f"data={data}")
     plan = build(cfg.plan)
+    bank = MemoryBank(1, (1, 2, 2))
+    bank.add(torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
     kinds = []
     for epoch in (0, plan.warmup_epochs):
-        items = EpochPlan(plan, epoch, lambda: torch.zeros(1), lambda: None)
-        kinds += ["RS"[item is None] for item, _ in zip(items, range(6), strict=False)]
+        items = EpochPlan(plan, epoch, 3, bank)
+        kinds += [
+            "RS"[isinstance(item, DistillationBatch)]
+            for item, _ in zip(items, range(6), strict=False)
+        ]
     assert "".join(kinds) == "RRRRRR" + "RSRSRS"
     assert cfg.model.generator_steps == 1
 

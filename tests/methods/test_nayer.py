@@ -202,7 +202,7 @@ def test_nan_in_a_round_names_the_term_and_reaches_neither_bank_nor_student(
     method.statistics.loss = broken
     with pytest.raises(DivergenceError, match=r"'bn' became nan at step 3 of round 2"):
         fit(method, data)
-    assert data.bank.added == 12
+    assert data.bank.num_added == 12
     assert all(torch.equal(before[k], v) for k, v in method.student.state_dict().items())
 
 

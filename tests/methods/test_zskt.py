@@ -10,7 +10,7 @@ from torch.optim import Adam
 
 from nayer_pl import BankOptions, Classifier, InputError, networks
 from nayer_pl.app.train import build
-from nayer_pl.bank import SynthesisRound
+from nayer_pl.bank import DistillationBatch, MemoryBank, SynthesisRound
 from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.methods.zskt import ZSKT, attention, attention_loss, last_layers
 
@@ -287,8 +287,12 @@ def test_scaled_gradients_are_clipped_as_if_they_were_not(zskt):
 def test_recipes_take_one_step_of_the_generator_to_ten_of_the_student(config, data, images):
     cfg = config("model=zskt", f"data={data}")
     plan = build(cfg.plan)
-    items = EpochPlan(plan, 0, lambda: torch.zeros(1), lambda: None)
-    kinds = ["RS"[item is None] for item, _ in zip(items, range(33), strict=False)]
+    bank = MemoryBank(1, (1, 2, 2))
+    bank.add(torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
+    items = EpochPlan(plan, 0, 3, bank)
+    kinds = [
+        "RS"[isinstance(item, DistillationBatch)] for item, _ in zip(items, range(33), strict=False)
+    ]
     assert "".join(kinds) == 3 * "RSSSSSSSSSS"
     assert cfg.model.generator_steps == 1
     assert plan.batch_size == plan.round_size

@@ -1,4 +1,4 @@
-"""What is printed: only what says something. It may get lost (a full disk); the run does not."""
+"""What is printed: only what matters, and an error of writing it does not end the run."""
 
 import logging
 import os
@@ -13,8 +13,12 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 
-class Unbroken:
-    """A text stream that drops what cannot be written."""
+class IgnoreWriteErrors:
+    """A text stream that drops what cannot be written, for example on a full disk.
+
+    Args:
+        stream: The stream to write to.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -34,28 +38,29 @@ class Unbroken:
             self._stream.flush()
 
 
-class BesideBars(logging.StreamHandler[Any]):
-    """Log messages on lines of their own, above the progress bars that are drawn."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """To standard output, whatever that is now."""
-        try:
-            tqdm.write(self.format(record), file=sys.stdout)
-        except Exception:  # as every handler: logging says what happened
-            self.handleError(record)
-
-
 @contextmanager
-def unbroken_console() -> Iterator[None]:
-    """Let nobody fail who prints: progress bars and tables do not expect a disk to be full."""
-    with redirect_stdout(Unbroken(sys.stdout)), redirect_stderr(Unbroken(sys.stderr)):
+def ignore_write_errors() -> Iterator[None]:
+    """Print to `IgnoreWriteErrors`: progress bars and tables do not expect a full disk."""
+    out, err = IgnoreWriteErrors(sys.stdout), IgnoreWriteErrors(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
         yield
 
 
+class TqdmLoggingHandler(logging.StreamHandler[Any]):
+    """Logs to the current standard output, on lines of their own above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record with `tqdm.write`."""
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+        except Exception:  # as every handler: logging reports it
+            self.handleError(record)
+
+
 def quiet_lightning() -> None:
-    """Keep advertisements and remarks about choices that are made on purpose off the screen."""
-    for talkative in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
+    """Hide advertisements, and warnings about what is done on purpose."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         logging.getLogger("nayer_pl").setLevel(logging.ERROR)  # the first process says it already
     if not sys.stderr.isatty():  # a log file, where every state of a bar would stay

@@ -1,8 +1,8 @@
-"""One job of possibly many in a process: a sweep's jobs must not see each other.
+"""Keeps the jobs of a sweep apart that run in one process, one after the other.
 
-`train.py -m` runs its jobs in one process, and so do the workers of joblib. Lightning expects one
-run per process: it starts the processes of the other devices by repeating `sys.argv`, which would
-be the whole sweep; it says where they meet in environment variables, which the next job would obey;
+`train.py -m` runs its jobs like that, and so do the workers of joblib. Lightning expects one run
+per process: it starts the processes of the other devices by repeating `sys.argv`, which would be
+the whole sweep; it says where they meet in environment variables, which the next job would obey;
 and it kills this process if one of them fails, even when the job is over.
 """
 
@@ -23,9 +23,10 @@ from hydra.types import RunMode
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from nayer_pl.errors import InputError, Terminated, require
+from nayer_pl.callbacks.checkpoint import Terminated
+from nayer_pl.errors import InputError, require
 
-SECONDS_TO_SPEAK = 12
+CHILD_GRACE_SECONDS = 12.0  # for the first process to say why it stops
 
 # What Lightning sets when it starts processes.
 VARIABLES = (
@@ -39,11 +40,12 @@ def isolated_job(script: str, run_dir: str) -> Iterator[None]:
     """Let processes that the job starts repeat this job only, and leave nothing of it behind.
 
     Args:
-        script: the file that was started, train.py.
-        run_dir: of the job; its default holds the time, which would be another one in a child.
+        script: The file that was started, train.py.
+        run_dir: The directory of the job. Its default holds the time, which would be another one
+            in a child process.
 
     Raises:
-        InputError: there is no `run_dir`.
+        InputError: `run_dir` is empty.
     """
     require(bool(run_dir), "run_dir", "a directory", run_dir)
     main = sys.modules["__main__"]
@@ -57,8 +59,8 @@ def isolated_job(script: str, run_dir: str) -> Iterator[None]:
     except BaseException as error:
         if _is_child() and isinstance(error, Exception | Terminated):
             # Most likely the first process stops for the same reason, says so, and ends this one.
-            time.sleep(SECONDS_TO_SPEAK)
-        _end_children(patience=0)  # they may wait for this process
+            time.sleep(CHILD_GRACE_SECONDS)
+        _end_children(timeout=0)  # they may wait for this process
         raise
     finally:
         if _has_group() and not had_group:
@@ -70,15 +72,15 @@ def isolated_job(script: str, run_dir: str) -> Iterator[None]:
             else:
                 os.environ[name] = value
         torch.set_num_threads(threads)
-    _end_children(patience=60)
+    _end_children(timeout=60)
 
 
 def check_start() -> None:
-    """See that what was typed can be meant.
+    """Refuse command lines that Hydra accepts but that cannot be meant.
 
     Raises:
-        InputError: a sweep without `-m`, of which Hydra would run a single job with the defaults.
-            Or processes that torchrun started, each with a `run_dir` of its own second.
+        InputError: A sweep without `-m`, of which Hydra would run a single job with the defaults;
+            or torchrun without `run_dir`, whose default holds the second of each process's start.
     """
     hydra = HydraConfig.get()
     named = any(word.startswith(("run_dir=", "ckpt_path=")) for word in hydra.overrides.task)
@@ -114,7 +116,11 @@ def command(script: str, run_dir: str) -> list[str]:
 
 
 def objective(summary: Mapping[str, Any], key: str) -> float | None:
-    """What a sweeper gets; None in the processes of other devices, or where it was not measured.
+    """The value for a sweeper; None in the processes of other devices, or if it was not measured.
+
+    Args:
+        summary: The summary of the job.
+        key: Name of the value.
 
     Raises:
         InputError: `key` is not in the summary.
@@ -137,14 +143,14 @@ def _has_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _end_children(patience: float) -> None:
-    """Wait some seconds for the processes of the other devices; then end them."""
+def _end_children(timeout: float) -> None:
+    """Wait up to `timeout` seconds for the processes of the other devices; then end them."""
     for observer in threading.enumerate():
         if isinstance(observer, _ChildProcessObserver):
             children = list(observer._child_processes)
-            observer._child_processes.clear()  # the job is over: nobody is killed for it any more
+            observer._child_processes.clear()  # the job is over: nothing is killed for it now
             for child in children:
                 with suppress(subprocess.TimeoutExpired):
-                    child.wait(patience)
+                    child.wait(timeout)
                 child.kill()
                 child.wait()

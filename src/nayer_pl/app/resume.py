@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""Which checkpoint a run is resumed from, and whether it may be."""
 
 import json
 import logging
@@ -14,39 +14,69 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from nayer_pl.bank.files import checked
+from nayer_pl.app.checks import resolve_class_names
+from nayer_pl.app.run_dir import prepare_run_dir
+from nayer_pl.bank.files import read_verified
 from nayer_pl.callbacks.checkpoint import LAST, PREVIOUS
 from nayer_pl.distillation.rank_state import KEY
 from nayer_pl.errors import InputError
+from nayer_pl.runtime.libraries import first_line
 
 log = logging.getLogger(__name__)
 
-# What a run is. Not among it: where it runs, how it logs, and where its files lie.
-IDENTITY = (
+# What makes a run. Not where it runs, how it logs, and where its files lie.
+IDENTITY_GROUPS = (
     "seed", "prompts", "model_name", "model", "data", "class_names", "teacher", "student",
     "text_encoder", "plan", "bank", "trainer", "datamodule",
 )  # fmt: skip
-ONLY = {  # of these groups, no more than
+COMPARED_ONLY = {  # of these groups, nothing else
     "trainer": ("max_epochs", "max_steps", "limit_train_batches", "overfit_batches"),
     "datamodule": ("holdout",),
 }
-ELSEWHERE = (
+IGNORED_KEYS = (
     "cache", "cache_dir", "weights", "trained_by", "compile", "check_teacher", "device",
     "trust_code", "workers",
 )  # fmt: skip
-TWICE = ("teacher", "student", "label_text", "network")  # in `model`: what stands elsewhere too
+DUPLICATED_NODES = ("teacher", "student", "label_text", "network")  # in `model`, from elsewhere
+
+
+def open_run(cfg: DictConfig) -> tuple[dict[str, Any] | None, Path | None]:
+    """Prepare `cfg.run_dir` for a new run, or for resuming the one that is in it.
+
+    Returns:
+        The summary, if the run is already complete; and the checkpoint to resume from, if any.
+
+    Raises:
+        InputError: The directory cannot be used, its checkpoints are damaged, or it holds a run of
+            other settings.
+    """
+    resuming = bool(cfg.resume or cfg.ckpt_path)
+    summary, checkpoint = load_summary(cfg.run_dir) if resuming else None, None
+    if summary is None:
+        checkpoint = find_checkpoint(cfg.run_dir, cfg.resume, cfg.ckpt_path)
+        prepare_run_dir(cfg.run_dir, resume=resuming)
+    resolve_class_names(cfg)
+    if summary is not None or checkpoint is not None:
+        check_config_unchanged(cfg)
+    if summary is not None:
+        log.info("'%s' holds a finished run; there is nothing to resume.", cfg.run_dir)
+    elif checkpoint is not None:
+        log.info("Resuming from '%s'.", checkpoint)
+    elif resuming:
+        log.info("There is no checkpoint in '%s' yet: a new run begins.", cfg.run_dir)
+    return summary, checkpoint
 
 
 def find_checkpoint(run_dir: str | Path, resume: str | None, ckpt_path: str | None) -> Path | None:
-    """The checkpoint to go on from; None for a new run.
+    """The checkpoint to resume from; None for a new run.
 
     Args:
-        run_dir: of the run.
+        run_dir: The directory of the run.
         resume: "auto" for the newest intact checkpoint of `run_dir`, if there is one.
-        ckpt_path: or this one.
+        ckpt_path: A certain checkpoint instead.
 
     Raises:
-        InputError: the checkpoint is damaged, or all of them are.
+        InputError: The checkpoint is damaged, or all of them are.
     """
     if resume not in (None, "auto"):
         raise InputError(f"resume is auto or null, not '{resume}'; a file is ckpt_path=PATH.")
@@ -57,15 +87,15 @@ def find_checkpoint(run_dir: str | Path, resume: str | None, ckpt_path: str | No
     return _newest_intact(Path(run_dir) / "checkpoints")
 
 
-def run_of(ckpt_path: str | Path) -> str:
-    """The directory of the run that a checkpoint is of, where its bank is too."""
+def run_dir_of(ckpt_path: str | Path) -> str:
+    """The directory of the run that wrote a checkpoint, where its bank is too."""
     return str(Path(ckpt_path).absolute().parent.parent)
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint or the bank's files that it names; None if it is intact.
+def find_corruption(path: Path) -> str | None:
+    """What is wrong with a checkpoint or its bank's files; None if they are intact.
 
-    Nothing in the file is run.
+    Reading them runs no code from them.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -75,35 +105,32 @@ def damage(path: Path) -> str | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if KEY not in content:
             return "it was not written by this program"
-        for record in _records(content):
-            checked(path.parent.parent / "bank", record)
-    except InputError as error:
-        return str(error).rstrip(".")
+        for record in _bank_files(content):
+            read_verified(path.parent.parent / "bank", record)
     except Exception as error:  # a damaged pickle can raise anything
-        return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        return first_line(error)
     return None
 
 
-def _records(checkpoint: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _bank_files(checkpoint: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for state in checkpoint.get("SyntheticDataModule", {}).get("ranks", []):
         for bank in ("bank", "holdout"):
             yield from state.get(bank, {}).get("files", [])
 
 
 def _newest_intact(folder: Path) -> Path | None:
-    problems: dict[Path, str] = {}
+    corrupt: list[Path] = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.exists():
             continue
-        problem = damage(path)
+        problem = find_corruption(path)
         if problem is None:
-            for name in problems:
-                log.warning("Going on from '%s'.", path)
-                _put_aside(name)
+            for name in corrupt:
+                _quarantine(name)
             return path
-        problems[path] = problem
+        corrupt.append(path)
         log.warning("'%s' is damaged: %s.", path, problem)
-    if problems:
+    if corrupt:
         raise InputError(
             f"No checkpoint in '{folder}' is intact; start a new run with another run_dir=PATH."
         )
@@ -111,7 +138,7 @@ def _newest_intact(folder: Path) -> Path | None:
 
 
 @rank_zero_only
-def _put_aside(path: Path) -> None:
+def _quarantine(path: Path) -> None:
     """Keep a damaged file from being rotated over an intact one."""
     os.replace(path, path.with_name(f"{path.name}.damaged-{time.time_ns()}"))
 
@@ -119,75 +146,91 @@ def _put_aside(path: Path) -> None:
 def _intact_or_error(path: Path) -> Path:
     if not path.is_file():
         raise InputError(f"There is no checkpoint '{path}'.")
-    problem = damage(path)
+    problem = find_corruption(path)
     if problem is None:
         return path
     others = (path.with_name(name) for name in (LAST, PREVIOUS) if name != path.name)
-    intact = next((o for o in others if o.exists() and damage(o) is None), None)
+    intact = next((o for o in others if o.exists() and find_corruption(o) is None), None)
     offer = f"; ckpt_path='{intact}' is the newest intact one" if intact else ""
     raise InputError(f"'{path}' cannot be continued from: {problem}{offer}.")
 
 
-def finished(run_dir: str | Path) -> dict[str, Any] | None:
-    """The summary of a run that is over.
+def load_summary(run_dir: str | Path) -> dict[str, Any] | None:
+    """The summary of a finished run; None if there is none.
 
     Raises:
-        InputError: there is one, but damaged.
+        InputError: There is one, but it is damaged.
     """
     file = Path(run_dir) / "summary.json"
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     except ValueError as error:
         raise InputError(
-            f"'{file}' is damaged ({error}); delete it: the run then goes on from its last "
+            f"'{file}' is damaged ({error}); delete it: the run is then resumed from its last "
             "checkpoint, and writes it again."
         ) from error
 
 
-def check_same_run(cfg: DictConfig) -> None:
+def check_config_unchanged(cfg: DictConfig) -> None:
     """Compare `cfg` with the configuration that its `run_dir` was started with.
 
     Raises:
-        InputError: it would be another run; the message names up to three differences.
+        InputError: It describes another run; the message names up to three differences.
     """
     file = Path(cfg.run_dir) / "config.yaml"
     if not file.exists():
         return
     try:
-        then = dict(_flat(OmegaConf.to_container(OmegaConf.load(file))))
+        then = dict(_identity(OmegaConf.to_container(OmegaConf.load(file))))
     except Exception as error:  # of YAML, of UTF-8, of OmegaConf
         raise InputError(
-            f"'{file}' is damaged ({str(error).partition(chr(10))[0]}); delete it: the checkpoints "
-            "know themselves what else they are of."
+            f"'{file}' is damaged ({first_line(error)}); delete it: checkpoints still know which "
+            "method, networks and plan they belong to."
         ) from error
-    now = dict(_flat(OmegaConf.to_container(cfg, resolve=True)))
+    now = dict(_identity(OmegaConf.to_container(cfg, resolve=True)))
     changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
     if changed:
         differences = ", ".join(
-            f"{name}={_briefly(now.get(name))} (was {_briefly(then.get(name))})"
+            f"{name}={_shortened(now.get(name))} (was {_shortened(then.get(name))})"
             for name in changed[:3]
         )
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(
             f"'{cfg.run_dir}' was started with other settings: {differences}{more}; type the same "
-            "again to go on with it, or start a new run with another run_dir=PATH."
+            "again to resume it, or start a new run with another run_dir=PATH."
         )
 
 
-def _briefly(value: Any) -> str:
-    """A value, of a long list the beginning only."""
+def _shortened(value: Any) -> str:
     return textwrap.shorten(str(value), 40, placeholder=" ...")
 
 
-def _flat(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _identity(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values of what makes a run, each once."""
     if not isinstance(node, dict):
         yield name, node
         return
     for key, value in node.items():
-        if name in ONLY:
-            counts = key in ONLY[name]
+        if name in COMPARED_ONLY:
+            counts = key in COMPARED_ONLY[name]
         else:
-            counts = key not in (*ELSEWHERE, *TWICE) if name else key in IDENTITY
+            counts = (
+                key not in (*IGNORED_KEYS, *DUPLICATED_NODES) if name else (key in IDENTITY_GROUPS)
+            )
         if counts and (key != "path" or name == "text_encoder"):
-            yield from _flat(value, f"{name}.{key}" if name else key)
+            yield from _identity(value, f"{name}.{key}" if name else key)
+
+
+@rank_zero_only
+def log_resume_hint(cfg: DictConfig, reason: str) -> None:
+    """Say how to resume a run that was told to end.
+
+    Args:
+        cfg: The configuration of the run.
+        reason: Who or what ended it.
+    """
+    option, path = "run_dir", Path(cfg.run_dir)
+    if cfg.sweep:
+        option, path = "hydra.sweep.dir", path.parent
+    how = f"resume=auto {option}='{os.path.relpath(path)}'"
+    log.warning("Ended by %s. To resume: the same command with %s.", reason, how)

@@ -1,4 +1,4 @@
-"""The directory of a run: that it can be used, before any work."""
+"""The directory of a run, which must be usable before any work begins."""
 
 import shutil
 from contextlib import suppress
@@ -10,20 +10,19 @@ from nayer_pl.errors import InputError
 from nayer_pl.runtime.files import cannot_write, check_folder, remove_unfinished
 
 SPACE_NEEDED = 64 * 1024**2  # bytes: weights, pictures and logs of a small run
+FOLDERS = ("checkpoints", "bank")
 
 
 @rank_zero_only
-def prepare_run_dir(path: str, again: bool = False) -> None:
-    """Make the run's directory and see that it can be written and is not another run's.
+def prepare_run_dir(path: str, resume: bool = False) -> None:
+    """Make the run's directory, check that it is usable, and remove half-written files from it.
 
     Args:
-        path: the directory.
-        again: it may be that of a run which did not finish.
-
-    What a killed process left half-written in it is removed.
+        path: The directory.
+        resume: Whether it may already be the directory of an unfinished run.
 
     Raises:
-        InputError: read-only, full, or already the directory of a finished run.
+        InputError: It is read-only or full, or it holds another run.
     """
     run_dir = Path(path).absolute()
     try:
@@ -38,18 +37,17 @@ def prepare_run_dir(path: str, again: bool = False) -> None:
             f"The disk of '{run_dir}' has {free / 1e6:.0f} MB left and a run needs at least "
             f"{SPACE_NEEDED / 1e6:.0f} MB; make room, or choose another with run_dir=PATH."
         )
-    traces = ("config.yaml", "checkpoints", "bank")
-    if not again and any((run_dir / name).exists() for name in traces):
+    if not resume and any((run_dir / name).exists() for name in ("config.yaml", *FOLDERS)):
         raise InputError(
-            f"'{run_dir}' already holds a run; go on with it with resume=auto, choose another "
+            f"'{run_dir}' already holds a run; resume it with resume=auto, choose another "
             "directory with run_dir=PATH, or delete that one."
         )
-    for folder in (run_dir, run_dir / "checkpoints", run_dir / "bank"):
+    for folder in (run_dir, *(run_dir / name for name in FOLDERS)):
         remove_unfinished(folder)
 
 
 @rank_zero_only
 def remove_if_empty(path: str) -> None:
-    """Leave no directory behind of a run that was refused before it began."""
+    """Remove the directory of a run that was refused before it began."""
     with suppress(OSError):
         Path(path).rmdir()

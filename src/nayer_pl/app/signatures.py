@@ -5,6 +5,7 @@ Each public class or function is an option of the config group `signature`, with
 and `python train.py --cfg job` prints it.
 """
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -90,6 +91,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, functools.partial) and not value.args:
         keywords = {name: _plain(each) for name, each in value.keywords.items()}
         return {"_target_": _import_path(value.func), "_partial_": True, **keywords}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        return {"_target_": _import_path(type(value)), **parts}
     if inspect.isclass(value) or inspect.isfunction(value):
         return {"_target_": _import_path(value), "_partial_": True}
     raise TypeError(value)

@@ -1,22 +1,68 @@
-"""What a run ends with: `summary.json` and one table."""
+"""What a run ends with: `summary.json`, the row in W&B's table of runs, and a printed table."""
 
 import json
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nayer_pl.runtime.files import write_durably
+from nayer_pl.callbacks.loggers import OfflineSafeWandbLogger, sync_command
+from nayer_pl.errors import InputError
+from nayer_pl.runtime.files import cannot_write, write_durably
+
+PACKAGES = ("nayer_pl", "torch", "lightning")
+
+
+@rank_zero_only
+def publish_summary(
+    summary: Mapping[str, Any], run_dir: Path, weights: Path, loggers: Iterable[Logger]
+) -> None:
+    """Write the summary, send it to W&B, and print it as a table.
+
+    Args:
+        summary: Flat; fractions in [0, 1], seconds, counts.
+        run_dir: The directory of the run.
+        weights: The exported network, if there is one.
+        loggers: The loggers of the run.
+
+    Raises:
+        InputError: The summary cannot be written; it is printed all the same.
+    """
+    failed = None
+    try:
+        write_summary(run_dir / "summary.json", summary)
+    except OSError as error:
+        failed = error
+    files = {"weights": os.path.relpath(weights)} if weights.exists() else {}
+    files["directory"] = os.path.relpath(run_dir)
+    for logger in loggers:
+        if isinstance(logger, OfflineSafeWandbLogger):
+            logger.summarize(summary)
+            command = sync_command(logger)
+            if command:
+                files["W&B, offline"] = command
+    print_summary(summary, files)
+    if failed is not None:
+        raise InputError(
+            f"{cannot_write(failed)}, so the run does not count as finished, though its weights "
+            "are there. Make room: the same command with resume=auto then repeats its end."
+        ) from failed
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """Flat JSON; fractions in [0, 1], seconds, counts.
+    """Write the summary as JSON, whole or not at all: its file says that the run is finished.
 
     Raises:
-        OSError: it cannot be written; there is none then, for one says that the run is over.
+        OSError: It cannot be written.
     """
     write_durably(path, (json.dumps(summary, indent=2) + "\n").encode())
 
@@ -24,7 +70,7 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 def print_summary(
     summary: Mapping[str, Any], files: Mapping[str, str], console: Console | None = None
 ) -> None:
-    """Print one table: results, sizes, time per phase, and where the files are."""
+    """Print one table: results, sizes, seconds per phase, and where the files are."""
     table = Table(title="Summary", title_justify="left", show_header=False, expand=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -54,7 +100,7 @@ def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         banked += f" ({_size(summary['bank_bytes'])})"
         if summary["label_agreement"] is not None:
             seen = _percent(summary["label_agreement"])
-            banked += f"; the teacher sees the wanted label in {seen}"
+            banked += f"; the teacher sees the target label in {seen}"
         rows.append(("images banked", banked))
     for phase in ("teacher", "synthesis", "distillation", "training"):
         seconds = summary.get(f"seconds_{phase}")
@@ -75,3 +121,29 @@ def _count(value: int) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
+def environment_info(device: torch.device | str = "cpu", devices: int = 1) -> dict[str, str]:
+    """The machine and the versions that a run was measured with, in words.
+
+    Args:
+        device: The device of this rank.
+        devices: Number of devices, over all ranks.
+    """
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    several = f"{devices} x " if devices > 1 else ""
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    power = f"{cores} core{'s'[: cores > 1]}, {threads} thread{'s'[: threads > 1]}"
+    versions = [f"{package} {version(package)}" for package in PACKAGES]
+    return {
+        "machine": f"{several}{name}, {power}",
+        "versions": ", ".join([*versions, f"Python {platform.python_version()}"]),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Pictures, clocks, progress bars and files: what looks on while a run goes its way."""
+"""Lightning callbacks and loggers: checkpoints, progress bars, timers, pictures and files."""
 
 from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.callbacks.curves import Curves

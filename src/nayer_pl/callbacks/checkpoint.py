@@ -14,127 +14,142 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from pydantic import NonNegativeFloat
 
 from nayer_pl.callbacks.metrics_file import MetricsFile, restore_rows, rows
-from nayer_pl.errors import InputError, Terminated
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.files import cannot_write, sync_folder, write_durably
+from nayer_pl.runtime.options import checked
 
 log = logging.getLogger(__name__)
 
 LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 MAX_TIME = "trainer.max_time, which counts the time before a resume too; give it more"
-PATIENCE = 15  # seconds that an item may take after SIGTERM; SLURM gives 30 in all
+SIGTERM_GRACE_S = 15  # for the round or step that SIGTERM interrupts; SLURM gives 30 in all
+
+
+class Terminated(SystemExit):
+    """The run was told to end early, and its state is saved; exit status 143.
+
+    Args:
+        reason: Who or what ended it.
+
+    Example:
+        >>> Terminated("SIGTERM").code
+        143
+    """
+
+    STATUS = 128 + 15
+    at_once = False  # whether something would still wait when the interpreter ends
+
+    def __init__(self, reason: str = "SIGTERM") -> None:
+        super().__init__(self.STATUS)
+        self.reason = reason
 
 
 class Checkpoints(Checkpoint):
-    """Keeps `last.ckpt` and the one before it, `previous.ckpt`; ends the run after SIGTERM.
+    """Saves `last.ckpt`, keeps the one before it as `previous.ckpt`, and ends the run on SIGTERM.
 
-    A checkpoint is written to a file of another name, which then takes the place of `last.ckpt`: at
-    every moment one of the two is whole. Where it cannot be written, the run says so and goes on.
-    The last epoch ends without one, because it is followed by the run's results: whoever goes on
-    does that epoch's rest again, and then writes them.
+    Lightning's ModelCheckpoint ignores its time interval in manual optimization, and its handler of
+    SIGTERM lets the ranks exchange a tensor wherever each of them is, which may be in the middle of
+    another exchange. Here the handler only sets a flag, which is read between two work items.
+
+    A checkpoint is written to a file of another name, which then replaces `last.ckpt`: at every
+    moment one of the two is whole. Where it cannot be written, the run logs a warning and
+    continues. The last epoch ends without a checkpoint, because the run's results follow: if these
+    are lost, a resumed run repeats the rest of that epoch and writes them.
 
     Args:
-        folder: of both files.
-        minutes: at most so long between two, as far as rounds and steps are shorter.
+        folder: Where both files are.
+        minutes: Longest time between two checkpoints, up to the length of a round or a step.
 
-    Lightning's own handler of SIGTERM lets the ranks exchange a tensor wherever each of them is
-    just then, which may be in the middle of another exchange. Here it only leaves a note.
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[Checkpoints("run/checkpoints", minutes=5)], logger=False)
     """
 
-    def __init__(self, folder: str | Path, minutes: float = 10.0) -> None:
-        if minutes < 0:
-            raise InputError(f"checkpoint.minutes must not be negative: {minutes}.")
+    @checked
+    def __init__(self, folder: str | Path, minutes: NonNegativeFloat = 10.0) -> None:
         self.folder, self.seconds = Path(folder), 60 * minutes
-        self.told_to_end = False
-        self._saved = self._began = 0.0
-
-    # When
+        self.sigterm_received = False
+        self._saved = self._item_start = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and listen to SIGTERM until the trainer takes its handlers back."""
+        """Start the clock, and handle SIGTERM until the trainer restores its own handlers."""
         self._saved = time.monotonic()
-        self.told_to_end = False
+        self.sigterm_received = False
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note)
-        if trainer.received_sigterm:  # meanwhile, by Lightning's handler
-            self._note()
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+        if trainer.received_sigterm:  # before this, by Lightning's handler
+            self._on_sigterm()
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """See how long an item takes."""
-        self._began = time.monotonic()
+        """Start measuring the work item."""
+        self._item_start = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save between two items, but not after the last one: an epoch is not over before its end.
+        """Save if it is time, but not after the last item: `on_train_epoch_end` follows.
 
-        A slow item is followed by a checkpoint in any case. So it is the only one lost if the next,
-        most likely as slow, has to be cut short.
+        An item longer than the grace period is always followed by a checkpoint. So it is the only
+        one that is lost if the next, probably as long, has to be interrupted.
         """
         if batch_idx + 1 == trainer.num_training_batches:
             return
         now = time.monotonic()
-        due = now - self._saved >= self.seconds or now - self._began > PATIENCE
-        late = out_of_time(trainer)
-        due, end, late = distributed.all_reduce_any([due, self.told_to_end, late], pl_module.device)
-        if due or end or late:
-            self.save(trainer)
-        if end or late:
-            raise Terminated("SIGTERM" if end else MAX_TIME)
+        long = now - self._item_start > SIGTERM_GRACE_S
+        self._save_or_stop(trainer, pl_module, due=long or now - self._saved >= self.seconds)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, unless the run is over."""
-        if trainer.current_epoch + 1 == trainer.max_epochs:
-            return
-        self.save(trainer)
-        end, late = distributed.all_reduce_any(
-            [self.told_to_end, out_of_time(trainer)], pl_module.device
-        )
-        if end or late:
-            raise Terminated("SIGTERM" if end else MAX_TIME)
+        """Save, unless the run is complete."""
+        if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+            self._save_or_stop(trainer, pl_module, due=True)
 
-    # SIGTERM
+    def _save_or_stop(self, trainer: Trainer, pl_module: LightningModule, due: bool) -> None:
+        flags = [due, self.sigterm_received, out_of_time(trainer)]
+        due, sigterm, late = distributed.all_reduce_any(flags, pl_module.device)
+        if due or sigterm or late:
+            self.save(trainer)
+        if sigterm or late:
+            raise Terminated("SIGTERM" if sigterm else MAX_TIME)
 
-    def _note(self, *_: Any) -> None:
-        if self.told_to_end:  # twice, perhaps by a launcher too: there is no more time for that
+    def _on_sigterm(self, *_: Any) -> None:
+        if self.sigterm_received:  # a second signal, perhaps a launcher's, gives no more time
             return
-        self.told_to_end = True
+        self.sigterm_received = True
         if hasattr(signal, "setitimer"):  # not on Windows
-            signal.signal(signal.SIGALRM, self._cut_short)
-            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            signal.signal(signal.SIGALRM, self._on_deadline)
+            signal.setitimer(signal.ITIMER_REAL, SIGTERM_GRACE_S)
 
-    def _cut_short(self, *_: Any) -> None:
+    def _on_deadline(self, *_: Any) -> None:
         raise Terminated
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """The trainer is done: nothing is left to be cut short."""
-        self._stop_waiting()
-
-    on_exception = teardown  # type: ignore[assignment]
-
-    def _stop_waiting(self) -> None:
-        if self.told_to_end and hasattr(signal, "setitimer"):
+    def _cancel_deadline(self) -> None:
+        if self.sigterm_received and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
-    # How
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Training is over: nothing is left to be interrupted."""
+        self._cancel_deadline()
+
+    on_exception = teardown  # type: ignore[assignment]
 
     def save(self, trainer: Trainer) -> None:
-        """Write `last.ckpt`, or say why not; to be called on all ranks.
+        """Write `last.ckpt`, or warn that it cannot be written; to be called on all ranks.
 
         `trainer.save_checkpoint` would write to the folder for temporary files first, which may be
         on a smaller disk, and where a killed process leaves what it wrote.
         """
-        self._stop_waiting()
+        self._cancel_deadline()
         try:
             content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             if trainer.is_global_zero:
                 self._write(content)
         except OSError as error:
-            self._say(cannot_write(error))
-        trainer.strategy.barrier("checkpoint")  # nobody ends before it is there
+            self._warn(cannot_write(error))
+        trainer.strategy.barrier("checkpoint")  # no rank ends before it is there
         self._saved = time.monotonic()
 
     def _write(self, content: dict[str, Any]) -> None:
@@ -147,20 +162,20 @@ class Checkpoints(Checkpoint):
         sync_folder(self.folder)
 
     @rank_zero_only
-    def _say(self, trouble: str) -> None:
+    def _warn(self, problem: str) -> None:
         known = (self.folder / name for name in (LAST, PREVIOUS))
         kept = next((path for path in known if path.exists()), None)
         log.warning(
-            "%s. The run goes on, and tries again with the next checkpoint; until then %s.",
-            trouble,
-            "there is none to go on from" if kept is None else
-            f"it could go on from '{kept}' of {time.ctime(kept.stat().st_mtime)}",
+            "%s. The run continues, and tries again with the next checkpoint; until then %s.",
+            problem,
+            "there is none to resume from" if kept is None else
+            f"it could be resumed from '{kept}' of {time.ctime(kept.stat().st_mtime)}",
         )  # fmt: skip
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the rows of `metrics.csv` along: what comes after them will be made again."""
+        """Save the rows of `metrics.csv`: a resumed run will write those after them again."""
         files = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
         for file in files:
             if isinstance(file, MetricsFile):  # others may fail, on this rank alone
@@ -170,7 +185,7 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put them back."""
+        """Restore the rows of `metrics.csv`."""
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger) and trainer.is_global_zero:
                 restore_rows(logger, checkpoint.get("rows", ""))
@@ -181,3 +196,26 @@ def out_of_time(trainer: Trainer) -> bool:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     left = [timer.time_remaining() for timer in callbacks if isinstance(timer, Timer)]
     return any(seconds is not None and seconds <= 0 for seconds in left)
+
+
+def sigterm_received(trainer: Trainer) -> bool:
+    """Whether SIGTERM came too late to end the run early."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(each, Checkpoints) and each.sigterm_received for each in callbacks)
+
+
+def raise_if_incomplete(trainer: Trainer, epochs: int) -> None:
+    """Raise if `fit` returned before the last epoch, as it does after Ctrl-C or `max_time`.
+
+    Args:
+        trainer: After `fit`.
+        epochs: Number of epochs of the run.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted.
+        Terminated: `trainer.max_time` was over, perhaps before a resume.
+    """
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if out_of_time(trainer) and trainer.current_epoch < epochs:
+        raise Terminated(MAX_TIME)

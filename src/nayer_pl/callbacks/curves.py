@@ -1,16 +1,21 @@
-"""`curves.png`: how synthesis, distillation and accuracy went, from the run's own CSV file."""
+"""`curves.png`: losses and accuracies of the run, from its own CSV file."""
+
+from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from nayer_pl.runtime.files import write_or_warn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Row = dict[str, str]
 
@@ -33,7 +38,9 @@ PANELS: list[tuple[str, str, Sequence[str]]] = [
 
 
 def draw_curves(metrics: str | Path) -> Figure | None:
-    """Draw those panels for which the CSV file has columns; None if it has none of them."""
+    """Draw the panels for which the CSV file has values; None if it has none of them."""
+    from matplotlib.figure import Figure
+
     with open(metrics, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     found = {name for row in rows for name, value in row.items() if value}
@@ -69,8 +76,11 @@ class Curves(Callback):
     """Draws `curves.png` when training ends.
 
     Args:
-        metrics: the CSV file of Lightning's CSVLogger.
-        path: of the picture.
+        metrics: The CSV file of Lightning's CSVLogger.
+        path: The picture to write.
+
+    Example:
+        >>> curves = Curves("run/metrics.csv", "run/curves.png")
     """
 
     def __init__(self, metrics: str | Path, path: str | Path) -> None:
@@ -78,7 +88,7 @@ class Curves(Callback):
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the loggers write what they still hold, then draw."""
+        """Flush the loggers, then draw."""
         for logger in trainer.loggers:
             logger.save()
         if self.metrics.is_file():

@@ -1,4 +1,4 @@
-"""The file that the run is for: the student, or the teacher that was trained."""
+"""Writes the result of a run: the student, or the teacher that was trained."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,11 +6,10 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from nayer_pl.distillation.rank_state import fingerprint
 from nayer_pl.errors import InputError, require
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.pretrained import save_classifier
-from nayer_pl.networks.weights import read_weights
+from nayer_pl.networks.weights import fingerprint, read_weights
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.files import cannot_write, check_folder, write_or_warn
 
@@ -19,11 +18,14 @@ class Export(Callback):
     """Writes the classifier that was trained (the module's `product`) when training ends.
 
     Args:
-        path: a `.safetensors` file that is not there yet.
-        names: of the classes, in the order of the labels.
-        image_shape: (C, H, W) of the images it takes.
-        record: a file that remembers which weights it wrote to `path`: a run that is killed after
-            that, but before it is over, may replace those when it goes on. None replaces nothing.
+        path: A `.safetensors` file that does not exist yet.
+        names: Names of the classes, in the order of the labels.
+        image_shape: Shape (C, H, W) of the images that it takes.
+        record: A file for the fingerprint of the weights in `path`: a run that is killed after it
+            wrote them, but before its end, may replace them after a resume. None replaces nothing.
+
+    Example:
+        >>> export = Export("run/student.safetensors", ["cat", "dog"], image_shape=(3, 32, 32))
     """
 
     def __init__(
@@ -44,17 +46,17 @@ class Export(Callback):
         self.record = None if record is None else Path(record)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what the end of the run would find out, before its work.
+        """Check before the work that the file can be written after it.
 
         Raises:
-            InputError: the file is there and not of this run, or its folder cannot be written.
+            InputError: The file is there and not of this run, or its folder cannot be written.
         """
         if stage == "fit":
-            trouble = self._obstacle() if trainer.is_global_zero else None
-            trouble = distributed.first_error(trouble)
-            if trouble is not None:
+            error = self._obstacle() if trainer.is_global_zero else None
+            error = distributed.first_error(error)
+            if error is not None:
                 raise InputError(
-                    f"{trouble}, or write elsewhere with export.path=PATH (for a teacher: "
+                    f"{error}, or write elsewhere with export.path=PATH (for a teacher: "
                     "teacher.weights=PATH)."
                 )
 
@@ -79,15 +81,15 @@ class Export(Callback):
         """Write the file; where it cannot be, one of that name in the run's directory.
 
         Raises:
-            InputError: the file cannot be written, on all ranks; the message says what is left.
+            InputError: The file cannot be written; the message says where the weights are instead.
         """
-        trouble = self._write(trainer, pl_module) if trainer.is_global_zero else None
-        trouble = distributed.first_error(trouble)
-        if trouble is not None:
-            raise InputError(trouble)
+        error = self._write(trainer, pl_module) if trainer.is_global_zero else None
+        error = distributed.first_error(error)
+        if error is not None:
+            raise InputError(error)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
-        product: Classifier = pl_module.product  # type: ignore[assignment]
+        product: Classifier = pl_module.exported_classifier  # type: ignore[assignment]
         facts = {
             "class_names": self.names,
             "image_shape": self.image_shape,
@@ -99,22 +101,22 @@ class Export(Callback):
         }
         if self.record is not None:
             write_or_warn(self.record, fingerprint(product.network).encode())
-        trouble = _save(self.path, product, facts)
-        if trouble is None:
+        error = _save(self.path, product, facts)
+        if error is None:
             return None
         instead = Path(trainer.default_root_dir) / self.path.name
         if not instead.exists() and _save(instead, product, facts) is None:
-            return f"{trouble}. What was trained is in '{instead}' instead: move it there."
+            return f"{error}. What was trained is in '{instead}' instead: move it there."
         return (
-            f"{trouble}. Make room: the same command with resume=auto then repeats what came after "
+            f"{error}. Make room: the same command with resume=auto then repeats what came after "
             "the run's last checkpoint, and writes it."
         )
 
 
 def _save(path: Path, product: Classifier, facts: Mapping[str, Any]) -> str | None:
-    """Write the file, or say why it cannot be."""
+    """Write the file, or return why it cannot be written."""
     try:
         save_classifier(path, product, **facts)
-    except Exception as error:  # the network may be anybody's
+    except Exception as error:  # the network may be a user's own
         return f"'{path}' cannot be written ({getattr(error, 'strerror', None) or error})"
     return None

@@ -11,69 +11,80 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from nayer_pl.runtime.libraries import first_line
+
 log = logging.getLogger(__name__)
 
-PATIENCE = 300.0  # seconds that the end of a run waits for an upload; `wandb sync` does the rest
-AFTER_SIGTERM = 8.0  # likewise; SLURM gives 30 in all, of which a round may take half
+UPLOAD_TIMEOUT_S = 300.0  # how long the end of a run waits; `wandb sync` uploads the rest
+SIGTERM_UPLOAD_S = 8.0  # the same after SIGTERM; SLURM gives 30 in all, of which a round takes half
 
 
 class OfflineSafeWandbLogger(WandbLogger):
-    """Lightning's WandbLogger; if Weights & Biases fails on the way, the run goes on without it."""
+    """Lightning's WandbLogger; if Weights & Biases fails, the run continues without it.
 
-    lost = False
-    uploading = False  # whether its end was not waited for: the process must not, either
+    The arguments are those of the base class; `wandb_logger` makes one that is offline if nobody is
+    logged in.
+    """
+
+    failed = False
+    uploading = False  # whether `finish` gave up waiting, which the end of the process must do too
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         """As in the base class, if that works."""
-        self.attempt(super().log_metrics, *args, **kwargs)
+        self._guarded(super().log_metrics, *args, **kwargs)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """As in the base class, if that works."""
-        self.attempt(super().log_hyperparams, *args, **kwargs)
+        self._guarded(super().log_hyperparams, *args, **kwargs)
 
     def log_image(self, *args: Any, **kwargs: Any) -> None:
         """As in the base class, if that works."""
-        self.attempt(super().log_image, *args, **kwargs)
+        self._guarded(super().log_image, *args, **kwargs)
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
-        """What stands in the table of runs."""
-        self.attempt(lambda: self.experiment.summary.update(summary))
+        """Set the columns of the table of runs."""
+        self._guarded(lambda: self.experiment.summary.update(summary))
 
-    def finish(self, patience: float | None = None, failed: bool = False) -> None:
-        """End the W&B run, which sends what it still has; wait for it so long.
+    def set_axes(self) -> None:
+        """Draw over student updates; synthesis over its rounds, because warm-up has no updates."""
+        self._guarded(self.experiment.define_metric, "*", step_metric="student_updates")
+        self._guarded(self.experiment.define_metric, "synthesis/*", step_metric="synthesis/round")
+
+    def finish(self, timeout: float | None = None, failed: bool = False) -> None:
+        """End the W&B run, which uploads the rest of it.
 
         Args:
-            patience: seconds; None for W&B's own.
-            failed: the run did not get to its end.
+            timeout: Seconds to wait for that; None for W&B's own limit.
+            failed: Whether the run ended early.
         """
-        if patience is None:
+        if timeout is None:
             self._finish(int(failed))
             return
         end = threading.Thread(target=self._finish, args=[int(failed)], daemon=True)
         end.start()
-        end.join(patience)
+        end.join(timeout)
         self.uploading = end.is_alive()
         if self.uploading:
-            log.warning("Weights & Biases has not got everything: wandb sync sends the rest.")
+            log.warning("The upload to Weights & Biases is not complete: wandb sync completes it.")
 
     def _finish(self, status: int) -> None:
-        if not self.lost:
-            self.attempt(self.experiment.finish, exit_code=status)
+        if not self.failed:
+            self._guarded(self.experiment.finish, exit_code=status)
         else:
             with suppress(Exception):
                 self.experiment.finish(exit_code=status)
 
-    def attempt(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Do something that only Weights & Biases needs; after the first failure, nothing more."""
-        if self.lost:
+    def _guarded(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Call something that only W&B needs; after the first failure, call nothing more."""
+        if self.failed:
             return
         try:
             act(*args, **kwargs)
-        except Exception as error:  # whatever it is, it is not the run's trouble
-            self.lost = True
+        except Exception as error:  # W&B's errors have no common base, and none may end the run
+            self.failed = True
             log.warning(
-                "Weights & Biases failed (%s: %s). The run goes on, and is recorded there no more.",
-                type(error).__name__, _line(error),
+                "Weights & Biases failed (%s: %s). The run continues without it.",
+                type(error).__name__, first_line(error),
             )  # fmt: skip
 
 
@@ -82,28 +93,29 @@ def wandb_logger(
     name: str,
     save_dir: str,
     mode: str | None = None,
-    again: bool = False,
+    resume_run: bool = False,
     **options: Any,
 ) -> OfflineSafeWandbLogger:
-    """Lightning's WandbLogger; offline where nobody is logged in or nothing can be reached.
+    """Start a W&B run; offline if nobody is logged in or the service cannot be reached.
 
     Args:
-        project, name: of the run.
-        save_dir: the run's files are in `save_dir/wandb`.
+        project: Name of the W&B project.
+        name: Name of the W&B run.
+        save_dir: Directory of the run; W&B's files are in `save_dir/wandb`.
         mode: "online", "offline" or "disabled"; None for the variable WANDB_MODE or, without it,
             online after `wandb login` and offline otherwise.
-        again: go on with the last run recorded in `save_dir`.
-        options: anything else that `wandb.init` takes, such as entity, group and tags.
+        resume_run: Whether to continue the last W&B run recorded in `save_dir`.
+        options: Anything else that `wandb.init` takes, such as entity, group and tags.
 
-    The charts' x axis is the number of student updates; synthesis is drawn over its rounds,
-    because during warm-up the student is not updated at all.
+    Returns:
+        The logger of that run.
     """
     import wandb
 
     mode = mode or os.environ.get("WANDB_MODE") or _mode_by_login(wandb)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         mode = "disabled"
-    known = recorded_id(save_dir) if again else None
+    known = recorded_id(save_dir) if resume_run else None
     if known is not None:
         options |= {"id": known, "resume": "allow"}
 
@@ -113,8 +125,8 @@ def wandb_logger(
             name=name,
             dir=save_dir,
             mode=mode,  # type: ignore[arg-type]
-            # Offline, W&B's own lines are about nothing: the summary says how to upload the run.
-            settings=wandb.Settings(silent=mode != "online", finish_timeout=PATIENCE),
+            # Offline, W&B prints nothing of interest: the summary says how to upload the run.
+            settings=wandb.Settings(silent=mode != "online", finish_timeout=UPLOAD_TIMEOUT_S),
             **options,
         )
 
@@ -124,20 +136,15 @@ def wandb_logger(
             break
         except Exception as error:  # of W&B, of its service, of the network
             log.warning(
-                "Weights & Biases cannot be used (%s); %s.", _line(error),
-                "recording offline" if instead == "offline" else "the run goes on without it",
+                "Weights & Biases cannot be used (%s); %s.", first_line(error),
+                "recording offline" if instead == "offline" else "the run continues without it",
             )  # fmt: skip
             mode = instead
     else:
         run = start("disabled")
     logger = OfflineSafeWandbLogger(project=project, save_dir=save_dir, experiment=run)
-    logger.attempt(run.define_metric, "*", step_metric="student_updates")
-    logger.attempt(run.define_metric, "synthesis/*", step_metric="synthesis/round")
+    logger.set_axes()
     return logger
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _mode_by_login(wandb: Any) -> str:
@@ -151,21 +158,29 @@ def _mode_by_login(wandb: Any) -> str:
 
 def recorded_id(save_dir: str | Path) -> str | None:
     """The id of the last W&B run in `save_dir`; None if there is none."""
-    # Not from the folders' own names: of two in the same second, the second one's is longer.
+    # By the run's file, because of two folders of one second the second has a longer name.
     files = (Path(save_dir) / "wandb").glob("*run-*-*/run-*.wandb")
     last = max(files, key=lambda file: file.parent.name.partition("run-")[2], default=None)
     return None if last is None else last.stem.removeprefix("run-")
 
 
-def close(loggers: Iterable[Logger], patience: float | None = None, failed: bool = False) -> None:
-    """End the W&B run: the next one in this process is a run of its own."""
+def close_wandb(
+    loggers: Iterable[Logger], timeout: float | None = None, failed: bool = False
+) -> None:
+    """End the W&B run, so that the next job of this process begins its own.
+
+    Args:
+        loggers: The loggers of the run, of any kind.
+        timeout: Seconds to wait for the upload; None for W&B's own limit.
+        failed: Whether the run ended early.
+    """
     for logger in loggers:
         if isinstance(logger, OfflineSafeWandbLogger):
-            logger.finish(patience, failed)
+            logger.finish(timeout, failed)
 
 
 def sync_command(logger: OfflineSafeWandbLogger) -> str | None:
-    """What uploads an offline run later; None if it is online already or records nothing."""
+    """The command that uploads an offline run; None if the run is online or records nothing."""
     run = logger.experiment
     if not getattr(run, "offline", False) or getattr(run, "disabled", False):
         return None

@@ -1,4 +1,4 @@
-"""`metrics.csv`: a full disk costs it no row, and a run that is resumed goes on in it."""
+"""`metrics.csv`, which loses no row to a full disk and continues after a resume."""
 
 import csv
 import io
@@ -19,14 +19,23 @@ class MetricsFile(CSVLogger):
     """Lightning's CSVLogger for a disk that may be full.
 
     Rows that cannot be written wait in memory until they can, and checkpoints hold them. No row is
-    written by half, or twice.
+    written twice or in part.
+
+    Args:
+        save_dir: The run's directory; the others are as in the base class.
+
+    Example:
+        >>> logger = MetricsFile("run", name="", version="")
+        >>> logger.log_metrics({"loss": 0.5}, step=1)
+        >>> rows(logger).split()
+        ['loss,step', '0.5,1']
     """
 
     _waiting = False
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what was logged since the last time, or say that it cannot be written."""
+        """Write the rows since the last time, or warn that they cannot be written."""
         try:
             self._write()
             self._waiting = False
@@ -49,7 +58,7 @@ class MetricsFile(CSVLogger):
 
 
 def rows(logger: CSVLogger) -> str:
-    """Everything that was logged so far as CSV, written or not."""
+    """All rows so far as CSV, written or not."""
     writer = logger.experiment
     path = Path(writer.metrics_file_path)
     written = path.read_bytes().decode() if path.exists() else ""
@@ -61,7 +70,7 @@ def rows(logger: CSVLogger) -> str:
 
 
 def restore_rows(logger: CSVLogger, content: str) -> None:
-    """Let a new logger go on after these rows: on its own it begins anew."""
+    """Let a new logger continue after these rows; by itself it would begin an empty file."""
     writer = logger.experiment
     if content:
         write_durably(Path(writer.metrics_file_path), content.encode())

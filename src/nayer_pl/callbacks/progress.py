@@ -1,4 +1,4 @@
-"""How far a run is: a bar in a terminal, a line now and then in a log file."""
+"""Progress of a run: a bar in a terminal, a line per epoch or minute in a log file."""
 
 import sys
 import time
@@ -15,12 +15,15 @@ MINUTE = 60.0
 class PhaseProgressBar(TQDMProgressBar):
     """Lightning's bar, one line per epoch, named after the phase: synthesis or distillation.
 
-    A log file cannot be drawn over: there it is a line for every epoch, and for every minute of a
-    longer one.
+    In a log file, where nothing can be redrawn, it is a line for every epoch, and for every minute
+    of a longer one.
 
     Args:
-        refresh_rate: work items between two looks of the bar.
-        terminal: whether lines can be drawn over; None for whatever standard output is.
+        refresh_rate: Work items between two updates of the bar.
+        terminal: Whether lines can be redrawn; None to ask standard output.
+
+    Example:
+        >>> bar = PhaseProgressBar(refresh_rate=10, terminal=True)
     """
 
     # A narrow terminal cuts the end off, so what matters most comes first.
@@ -35,7 +38,7 @@ class PhaseProgressBar(TQDMProgressBar):
         self._phase, self._drawn, self._since = "", 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
-        """A line of its own for every epoch."""
+        """Begin a new line."""
         self._since = self._drawn = time.monotonic()
         bar = self.train_progress_bar
         if not bar.disable:  # the empty one that Lightning opens before the first epoch
@@ -47,8 +50,8 @@ class PhaseProgressBar(TQDMProgressBar):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Name the phase of this work item."""
-        if not self.train_progress_bar.total:  # a run that goes on in the middle of an epoch
+        """Show the phase of this work item."""
+        if not self.train_progress_bar.total:  # resumed in the middle of an epoch
             self.on_train_epoch_start(trainer)
         if isinstance(batch, SynthesisRound):
             self._phase = "warm-up" if batch.warm_up else "synthesis"
@@ -59,7 +62,7 @@ class PhaseProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The round is over: no step of it is going on."""
+        """Update the bar, or print a line if a minute is over."""
         self._describe(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if time.monotonic() - self._drawn > MINUTE:
@@ -68,19 +71,19 @@ class PhaseProgressBar(TQDMProgressBar):
             self._print_line(trainer, pl_module, f"{self._phase} {share}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar; or say what there is to say of this epoch."""
+        """Close the bar, or print the line of this epoch."""
         super().on_train_epoch_end(trainer, pl_module)
         seconds = time.monotonic() - self._since
         self._print_line(trainer, pl_module, f"done in {seconds:.0f} s")
 
     def on_exception(self, trainer: Trainer, *args: Any) -> None:
-        """Leave the line to whoever says what happened."""
+        """Close the bars, so that the error begins on a new line."""
         for bar in (self._val_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()
 
     def show_step(self, trainer: Trainer, step: int, steps: int) -> None:
-        """Say how far a synthesis round is: it may take a minute, and the bar counts rounds."""
+        """Show the step inside a synthesis round, which may take a minute."""
         now = time.monotonic()
         if self._terminal and now - self._drawn > 0.5:
             self._drawn = now
@@ -96,15 +99,15 @@ class PhaseProgressBar(TQDMProgressBar):
         width = len(str(trainer.max_epochs))
         return f"Epoch {trainer.current_epoch + 1:>{width}}/{trainer.max_epochs}"
 
-    def _print_line(self, trainer: Trainer, pl_module: LightningModule, what: str) -> None:
+    def _print_line(self, trainer: Trainer, pl_module: LightningModule, text: str) -> None:
         if self._terminal or not trainer.is_global_zero:
             return
-        found = self.get_metrics(trainer, pl_module).items()
-        values = ", ".join(f"{name}={value}" for name, value in found)
-        print(f"{self._epoch(trainer)} {what}{': ' if values else ''}{values}", flush=True)
+        metrics = self.get_metrics(trainer, pl_module).items()
+        values = ", ".join(f"{name}={value}" for name, value in metrics)
+        print(f"{self._epoch(trainer)} {text}{': ' if values else ''}{values}", flush=True)
 
     def get_metrics(self, *args: Any) -> dict[str, Any]:
-        """The numbers that matter, accuracies first; without the version number of the logger."""
+        """The metrics of the bar, accuracies first, without the version number of the logger."""
         metrics = {
             name.rpartition("/")[2]: f"{value:.3g}" if isinstance(value, float) else value
             for name, value in super().get_metrics(*args).items()

@@ -1,18 +1,25 @@
-"""A picture of what is in the bank: a labeled row of images for every class."""
+"""A picture of the bank: a labeled row of images for every class."""
+
+from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from PIL import Image, ImageDraw, ImageFont
+from pydantic import PositiveInt
 
 from nayer_pl.bank.bank import MemoryBank
 from nayer_pl.bank.datamodule import SyntheticDataModule
 from nayer_pl.runtime.files import write_or_warn
+from nayer_pl.runtime.options import checked
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def sample_grid(
@@ -26,13 +33,15 @@ def sample_grid(
     """Draw up to `per_class` images of each class, the newest first, beside its name.
 
     Args:
-        bank: at least one image.
-        names: of the classes, in the order of the labels.
-        per_class: images in a row.
-        cell: pixels that an image takes; it is enlarged by a whole factor to fit.
-        label: pixels for the name.
-        classes: rows; of more classes, that many are drawn, evenly spread over the labels.
+        bank: The bank, with at least one image.
+        names: Names of the classes, in the order of the labels.
+        per_class: Images in a row.
+        cell: Pixels of an image's side; it is enlarged by a whole factor to fit.
+        label: Pixels for the name.
+        classes: Rows; of more classes, this many are drawn, evenly spread over the labels.
     """
+    from PIL import Image, ImageDraw, ImageFont
+
     channels, height, width = bank.image_shape
     scale = max(1, cell // max(height, width))
     step_y, step_x = height * scale + 2, width * scale + 2
@@ -42,11 +51,11 @@ def sample_grid(
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
     newest_first = bank.oldest_first().flip(0)
     labels = bank.labels[newest_first]
-    for row, wanted in enumerate(shown):
-        name = names[wanted]
+    for row, target in enumerate(shown):
+        name = names[target]
         text = name if len(name) < 18 else name[:16] + "…"
         draw.text((6, row * step_y + step_y // 2), text, "black", font, anchor="lm")
-        newest = newest_first[labels == wanted][:per_class]
+        newest = newest_first[labels == target][:per_class]
         for column, index in enumerate(newest.tolist()):
             pixels = bank.images[index].permute(1, 2, 0).cpu().numpy()
             pixels = np.repeat(pixels, 3, axis=2) if channels == 1 else pixels
@@ -58,26 +67,32 @@ def sample_grid(
 
 
 class SampleGrid(Callback):
-    """Sends a grid to Weights & Biases every few epochs, and leaves `samples.png` behind.
+    """Logs a grid to Weights & Biases every few epochs, and writes `samples.png` at the end.
 
     Args:
-        path: of the file written at the end.
-        names: of the classes, in the order of the labels.
-        every_n_epochs: how often a grid is logged.
+        path: The picture to write.
+        names: Names of the classes, in the order of the labels.
+        every_n_epochs: Epochs between two grids.
+
+    Example:
+        >>> samples = SampleGrid("run/samples.png", ["cat", "dog"], every_n_epochs=10)
     """
 
-    def __init__(self, path: str | Path, names: Sequence[str], every_n_epochs: int = 5) -> None:
+    @checked
+    def __init__(
+        self, path: str | Path, names: Sequence[str], every_n_epochs: PositiveInt = 5
+    ) -> None:
         self.path, self.names, self.every_n_epochs = Path(path), names, every_n_epochs
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log a grid to those loggers that show images."""
+        """Log a grid to the loggers that show images."""
         shown = any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
         if shown and trainer.current_epoch % self.every_n_epochs == 0:
             self._log(trainer, pl_module)
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
+        """Write the picture."""
         grid = self._log(trainer, pl_module)
         if grid is not None:
             content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""How long each phase took, at the end and on the way."""
+"""Seconds and images per second of each phase."""
 
 import time
 from typing import Any
@@ -11,13 +11,17 @@ from nayer_pl.runtime import distributed
 
 
 class PhaseTimer(Callback):
-    """Adds up seconds of synthesis and distillation, fetching their work items included.
+    """Adds up the seconds of synthesis and distillation, fetching their work items included.
 
-    A device is waited for only where the phase changes, so that the phases are told apart and
-    nothing inside one is slowed down.
+    The device is synchronized only where the phase changes: that separates the phases and slows
+    nothing inside one. After every evaluation the seconds so far (`time/<phase>`) and the steps of
+    synthesis (`synthesis/steps`, of all ranks) are logged over student updates, which tells what an
+    accuracy cost.
 
-    After every evaluation the loggers get the seconds so far (`time/<phase>`) and the steps of
-    synthesis (`synthesis/steps`, of all ranks), against student updates: what an accuracy cost.
+    Example:
+        >>> timer = PhaseTimer()
+        >>> timer.figures()  # before any work
+        {}
     """
 
     def __init__(self) -> None:
@@ -27,7 +31,7 @@ class PhaseTimer(Callback):
         self._since = 0.0
 
     def figures(self) -> dict[str, float]:
-        """Seconds and images per second of the phases that took place, for a summary."""
+        """Seconds and images per second of the phases that took place, for the summary."""
         figures = {}
         for phase, seconds in self.seconds.items():
             if seconds:
@@ -38,7 +42,7 @@ class PhaseTimer(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save what all ranks have counted; called on all of them."""
+        """Save the counts of all ranks; called on all of them."""
         self._stop(pl_module)
         images = {
             phase: distributed.all_reduce_sum(n, pl_module.device)
@@ -49,16 +53,16 @@ class PhaseTimer(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Count on from there."""
+        """Continue the counts."""
         saved = checkpoint.get("phases")
-        if saved is None:  # this callback was not there
+        if saved is None:  # saved without this callback
             return
         self.seconds = dict(saved["seconds"])
         if trainer.is_global_zero:  # in the end the ranks are added up
             self.images = {phase: int(count) for phase, count in saved["images"].items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock also where a run goes on in the middle of an epoch."""
+        """Start the clock, also where a run is resumed in the middle of an epoch."""
         self._since = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,7 +72,7 @@ class PhaseTimer(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the images of this item under its phase, and see whether the phase changed."""
+        """Count the images of this item, and stop the clock of the phase before if it changes."""
         if isinstance(batch, SynthesisRound):
             phase, images = "synthesis", len(batch.targets)
         elif isinstance(batch, DistillationBatch):
@@ -85,7 +89,7 @@ class PhaseTimer(Callback):
         self._stop(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the images of all ranks: they were made and used in the same seconds."""
+        """Add up the images of all ranks, which were made and used in the same seconds."""
         for phase, images in self.images.items():
             self.images[phase] = int(distributed.all_reduce_sum(images, pl_module.device))
 
@@ -95,7 +99,7 @@ class PhaseTimer(Callback):
         self._phase = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what was spent until here, and go on."""
+        """Log the seconds so far, and start the clock again."""
         if not trainer.sanity_checking:
             self._report(trainer, pl_module)
         self._since = time.perf_counter()

@@ -1,34 +1,39 @@
-"""scikit-learn's embedded handwritten digits: real images that need no download."""
+"""scikit-learn's handwritten digits: real images that need no download."""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 
-from nayer_pl.data.images import ImageSet, Split
-from nayer_pl.data.names import class_names
-from nayer_pl.errors import require
+from nayer_pl.data.batches import ImageSet, Split
+from nayer_pl.data.class_names import class_names
+from nayer_pl.runtime.options import check_fields
 
 
 @dataclass(frozen=True)
 class Digits:
-    """1,797 gray digits, split once and for all into 1,297 for training and 500 for evaluation.
+    """1,797 gray digits in a fixed split, 1,297 for training and 500 for evaluation.
 
     Args:
-        image_size: the 8x8 originals are enlarged bilinearly to this many pixels a side.
+        image_size: height and width in pixels, to which the 8x8 originals are enlarged bilinearly.
 
     Raises:
-        InputError: no pixel.
+        InputError: the size is out of its range.
+
+    Example:
+        >>> Digits(image_size=8).load("evaluation").images.shape
+        torch.Size([500, 1, 8, 8])
     """
 
-    image_size: int = 16
+    image_size: PositiveInt = 16
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 1, "data.source.image_size", "at least 1", self.image_size)
+        check_fields(self)
 
     def load(self, split: Split) -> ImageSet:
         """[N, 1, image_size, image_size]; the split is stratified by class."""
-        # Imported late, because it takes long and only these images need it.
+        # Imported here because it is slow and only these images need it.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 

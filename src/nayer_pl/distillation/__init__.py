@@ -1,8 +1,7 @@
-"""What the methods share: the bases of their classes, and a file for each part of those."""
+"""The training loop: synthesis rounds, student updates, evaluation, and what is saved."""
 
-from nayer_pl.distillation.base import DataFreeDistillation
-from nayer_pl.distillation.descent import descend
-from nayer_pl.distillation.inversion import InversionDistillation
-from nayer_pl.distillation.online import OnlineDistillation
+from nayer_pl.distillation.base import TeacherStudentModule
+from nayer_pl.distillation.module import DataFreeDistillation
+from nayer_pl.distillation.schedules import step_decay
 
-__all__ = ["DataFreeDistillation", "InversionDistillation", "OnlineDistillation", "descend"]
+__all__ = ["DataFreeDistillation", "TeacherStudentModule", "step_decay"]

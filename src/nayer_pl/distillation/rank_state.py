@@ -1,129 +1,117 @@
-"""What a checkpoint holds beside Lightning's own: enough to go on as if nothing had happened."""
+"""What checkpoints hold beside Lightning's own: enough to resume as if nothing had happened.
 
-import hashlib
+Lightning saves what all ranks have in common. What each rank has to itself is gathered here,
+because only one of them writes the file.
+"""
+
 import random
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
-from torchmetrics import Metric
+from torch import Tensor
+from torchmetrics import MeanMetric
 
 from nayer_pl.errors import InputError
-from nayer_pl.networks.classifier import Classifier
 from nayer_pl.runtime import distributed
 
 KEY = "nayer_pl"
-FORMAT = 1  # of what stands under KEY; raised when an older one can no longer be read
+FORMAT = 2  # of what stands under KEY; raised when an older one can no longer be read
 
 
-class Resumable(LightningModule):
-    """A method that goes on exactly where a checkpoint was written, on every rank.
+class Resumable(Protocol):
+    """A LightningModule that `RankState` saves."""
 
-    Common to all ranks is what Lightning saves. What each rank has to itself is gathered, because
-    only one of them writes the file.
-    """
+    def run_identity(self) -> dict[str, str]:
+        """What a checkpoint must have in common with this run to belong to it, by name."""
 
-    resumed = False  # whether a checkpoint was loaded
-    _random: dict[str, Any] | None = None
-
-    def facts(self) -> dict[str, str]:
-        """What a checkpoint must have in common with this run, by name, to be one of it."""
-        return {"method": type(self).__name__}
-
-    def own_state(self) -> dict[str, Any]:
+    def rank_state_dict(self) -> dict[str, Any]:
         """What this rank does not share with the others; tensors and plain values."""
-        return {}
 
-    def load_own_state(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """Take back what `own_state` gave on every rank; there may be another number of them now.
+    def load_rank_state_dict(self, states: Sequence[dict[str, Any]], rank: int) -> None:
+        """Restore `rank_state_dict`; there may be another number of ranks now.
 
         Args:
-            states: of all ranks that the run had.
-            rank: this one of those that it has now.
+            states: What it returned on every rank that the run had.
+            rank: The rank of this process among those that there are now.
         """
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know of."""
-        own = {"random": random_states(self.device), **self.own_state()}
+
+class RankState:
+    """Saves and restores what each rank of a module has to itself.
+
+    Args:
+        module: A LightningModule that is `Resumable`, and calls `save`, `load` and
+            `restore_random_numbers` in its hooks of similar names.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.resumed = False  # whether a checkpoint was loaded
+        self._random: dict[str, Any] | None = None
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not know of; called on all ranks."""
+        own = {"random": random_states(self.module.device), **self.module.rank_state_dict()}
         checkpoint[KEY] = {
             "format": FORMAT,
             "version": version("nayer_pl"),
-            "facts": self.facts(),
+            "identity": self.module.run_identity(),
             "ranks": distributed.all_gather(own),
         }
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back, if it is from a run like this one.
+    def load(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restore it.
 
         Raises:
-            InputError: another program's, version's, method's, network's or plan's checkpoint.
+            InputError: The checkpoint belongs to another program, version, method, network or plan.
         """
-        states = check(checkpoint, self.facts())["ranks"]
-        rank, self.resumed = self.global_rank, True
+        states = check_identity(checkpoint, self.module.run_identity())["ranks"]
+        module: LightningModule = self.module
+        rank, self.resumed = module.global_rank, True
         self._random = states[rank]["random"] if rank < len(states) else None
-        self.load_own_state(states, rank)
+        self.module.load_rank_state_dict(states, rank)
 
-    def on_train_start(self) -> None:
+    def restore_random_numbers(self) -> None:
         """Set the global random numbers at the last moment: building things may use some."""
         if self._random is not None:
-            set_random_states(self._random, self.device)
+            set_random_states(self._random, self.module.device)
             self._random = None
 
 
-def check(checkpoint: Mapping[str, Any], facts: Mapping[str, str]) -> dict[str, Any]:
-    """What `Resumable` wrote into a checkpoint, if it is from a run with these facts.
+def check_identity(checkpoint: Mapping[str, Any], identity: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `RankState` wrote into a checkpoint of a run with this identity.
 
     Raises:
-        InputError: it is not; the message names the first difference.
+        InputError: It is of another run; the message names the first difference.
     """
     content = checkpoint.get(KEY)
     if content is None:
         raise InputError(
-            "The checkpoint was not written by a run of this version of nayer_pl, which can "
-            "therefore not go on from it; its weights can still be read, with teacher.weights=."
+            "The checkpoint was not written by a run of this version of nayer_pl, which therefore "
+            "cannot resume from it; its weights can still be read as the weights of a teacher."
         )
     if content["format"] != FORMAT:
         raise InputError(
             f"The checkpoint was written by nayer_pl {content['version']} and cannot be read by "
-            f"{version('nayer_pl')}; go on with that version."
+            f"this {version('nayer_pl')}; resume it with the version that wrote it."
         )
-    theirs = content["facts"]
-    for name in [*facts, *theirs]:
-        if facts.get(name) != theirs.get(name):
+    theirs = content["identity"]
+    for name in [*identity, *theirs]:
+        if identity.get(name) != theirs.get(name):
             raise InputError(
                 f"The checkpoint belongs to another run: its {name} is {theirs.get(name)}, here it "
-                f"is {facts.get(name)}; go on with the settings of that run, or start a new one "
-                "with run_dir=PATH."
+                f"is {identity.get(name)}; resume with the settings of that run, or start a new "
+                "one in another directory."
             )
     return content
 
 
-def described(classifier: Classifier) -> str:
-    """Which architecture, in one line."""
-    known = (classifier.description or {}).get("architecture")
-    name = type(classifier.network).__name__
-    if isinstance(known, Mapping):
-        rest = (f"{key}={value}" for key, value in known.items() if key != "_target_")
-        name = f"{str(known['_target_']).rpartition('.')[2]}({', '.join(rest)})"
-    return f"{name} with {sum(p.numel() for p in classifier.parameters()):,} parameters"
-
-
-def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """Equal for equal weights, of a module or as they stand in a file."""
-    digest = hashlib.sha256()
-    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
-
-
 def random_states(device: torch.device) -> dict[str, Any]:
-    """States of the random numbers that everybody may use: Python's, NumPy's, PyTorch's."""
+    """States of the global random numbers: Python's, NumPy's, PyTorch's."""
     _, keys, *rest = np.random.get_state(legacy=True)
     states = {
         "python": random.getstate(),
@@ -136,7 +124,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Put `random_states` back."""
+    """Restore `random_states`."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
     keys, *rest = states["numpy"]
@@ -146,17 +134,17 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def metric_state(metric: Metric) -> dict[str, Any]:
-    """What a metric that adds up has added up so far."""
-    states = metric.metric_state.items()
-    sums = {name: value.cpu().clone() for name, value in states if isinstance(value, Tensor)}
-    return {"sums": sums, "updates": metric.update_count}
+def mean_state(metric: MeanMetric) -> dict[str, Tensor]:
+    """The sums of a mean so far, on the CPU."""
+    return {name: value.cpu().clone() for name, value in metric.metric_state.items()}  # type: ignore[union-attr]
 
 
-def load_metric(metric: Metric, states: Sequence[Mapping[str, Any]]) -> None:
-    """Let a metric go on from `metric_state`; from several, as if it had seen what they saw."""
+def load_mean(metric: MeanMetric, states: Sequence[Mapping[str, Tensor]]) -> None:
+    """Let a mean continue from `mean_state`; from several, as if it had seen what they saw."""
     metric.reset()
+    if not any(float(state["weight"]) for state in states):
+        return
+    metric.update(0.0, weight=0.0)  # it has seen something; this changes no sum
     for state in states:
-        for name, value in state["sums"].items():
+        for name, value in state.items():
             setattr(metric, name, getattr(metric, name) + value.to(metric.device))
-        metric._update_count += state["updates"]

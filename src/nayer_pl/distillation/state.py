@@ -1,130 +1,115 @@
-"""What a data-free run must remember to go on as if nothing had happened."""
+"""What a data-free run must remember to resume as if nothing had happened.
 
-from abc import ABC, abstractmethod
+The student is common to all ranks, and Lightning saves it. Each rank has its own images, which are
+the data module's business, and its own synthesizer, optimizers and counts, which are saved here.
+"""
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
-from torchmetrics import MeanMetric
 
-from nayer_pl.bank.datamodule import SyntheticDataModule
-from nayer_pl.distillation.rank_state import (
-    Resumable,
-    described,
-    fingerprint,
-    load_metric,
-    metric_state,
-)
-from nayer_pl.networks.classifier import Classifier
+from nayer_pl.distillation.rank_state import load_mean, mean_state
+from nayer_pl.networks.registry import described
+from nayer_pl.networks.weights import fingerprint
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.rng import restore_generator
 
+if TYPE_CHECKING:
+    from nayer_pl.distillation.module import DataFreeDistillation
 
-class DistillationState(Resumable, ABC):
-    """The state of `DataFreeDistillation`, on every rank; the bank's is its data module's.
 
-    A method whose synthesis remembers more than tensors of the module, `rng` and its optimizers
-    adds that to `own_state`.
+class DistillationState:
+    """The state of a `DataFreeDistillation` beside the student's weights.
+
+    Args:
+        module: The module whose state it is.
     """
 
-    teacher: Classifier
-    student: Classifier
-    kd_loss: MeanMetric
-    synthesis_loss: MeanMetric
-    rng: torch.Generator
-    student_updates = 0
-    rounds = 0
-    synthesis_steps = 0
+    def __init__(self, module: "DataFreeDistillation") -> None:
+        self.module = module
+        self._teacher_weights: str | None = None
+        self._buffers: dict[str, Tensor] | None = None  # the student's, from a checkpoint
+        self._optimizers: list[dict[str, Any]] = []  # the synthesizer's, from a checkpoint
 
-    _statistics: dict[str, Tensor] | None = None  # the student's, from a checkpoint
-    _optimizers_of_synthesis: list[dict[str, Any]] | None = None  # likewise
-    _teachers_weights: str | None = None
-
-    @property
-    @abstractmethod
-    def datamodule(self) -> SyntheticDataModule:
-        """The plan and the bank."""
-
-    def facts(self) -> dict[str, str]:
+    def identity(self) -> dict[str, str]:
         """Method, networks, images and plan."""
-        data = self.datamodule
-        self._teachers_weights = self._teachers_weights or fingerprint(self.teacher)
+        module, data = self.module, self.module.datamodule
+        teacher = module.teacher.classifier
+        self._teacher_weights = self._teacher_weights or fingerprint(teacher)
         return {
-            **super().facts(),
-            "teacher": f"{described(self.teacher)} (weights {self._teachers_weights})",
-            "student": described(self.student),
+            "method": type(module).__name__,
+            "teacher": f"{described(teacher)} (weights {self._teacher_weights})",
+            "student": described(module.student),
             "image shape": str(tuple(data.image_shape)),
             "number of classes": str(data.num_classes),
             "plan": str(data.plan),
         }
 
-    def own_state(self) -> dict[str, Any]:
-        """What makes this rank's images, without the teacher, and what it has counted."""
-        optimizers = [each.state_dict() for each in self.trainer.optimizers[1:]]
+    def rank_state_dict(self) -> dict[str, Any]:
+        """What makes this rank's images, and what it has counted."""
+        module = self.module
+        optimizers = [each.state_dict() for each in module.trainer.optimizers[1:]]
         return {
-            "parts": {
-                name: tensor.cpu()
-                for name, tensor in self.state_dict().items()
-                # The teacher also stands, watched, one level deeper.
-                if not {"student", "teacher"} & set(name.split(".")[:2])
-            },
-            "statistics": {n: b.cpu().clone() for n, b in self.student.named_buffers()},
-            "rounds": self.rounds,
-            "synthesis_steps": self.synthesis_steps,
-            "rng": self.rng.get_state(),
-            # Other ranks get them, who may not see this one's device.
+            "parts": {n: tensor.cpu() for n, tensor in module.state_dict().items() if self._own(n)},
+            "buffers": {n: b.cpu().clone() for n, b in module.student.named_buffers()},
+            "rounds": module.rounds,
+            "synthesis_steps": module.synthesis_steps,
+            "rng": module.synthesizer.rng.get_state(),
+            # Other ranks get them, which may not see this one's device.
             "optimizers": move_data_to_device(optimizers, torch.device("cpu")),
-            "kd_loss": metric_state(self.kd_loss),
-            "synthesis_loss": metric_state(self.synthesis_loss),
+            "kd_loss": mean_state(module.updater.mean_loss),
+            "synthesis_loss": mean_state(module.synthesis_loss),
         }
 
-    def load_own_state(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """A rank that was not there before begins with what another one knows, and own noise."""
-        alike = states[rank % len(states)]
-        if rank < len(states):
-            restore_generator(self.rng, alike["rng"])
-        self._optimizers_of_synthesis = alike["optimizers"]
-        self.load_state_dict(alike["parts"], strict=False)
-        self._statistics = alike["statistics"]
-        mine = states[rank :: self.trainer.world_size]  # empty if there are more ranks than before
-        self.rounds = sum(state["rounds"] for state in mine)
-        self.synthesis_steps = sum(state["synthesis_steps"] for state in mine)
-        load_metric(self.kd_loss, [state["kd_loss"] for state in mine])
-        load_metric(self.synthesis_loss, [state["synthesis_loss"] for state in mine])
+    def _own(self, name: str) -> bool:
+        """Whether a tensor is neither the networks' nor drawn again in every round."""
+        transient = [f"synthesizer.{part}" for part in self.module.synthesizer.transient]
+        elsewhere = ("student", "teacher", *transient)
+        return not any(name == part or name.startswith(f"{part}.") for part in elsewhere)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what each rank has alone; then what they have in common, which is the student."""
-        super().on_save_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]
-        for key in [key for key in state if not key.startswith("student.")]:
-            del state[key]
-        with distributed.averaged_batchnorm(self.student):  # for now: saving must not change a run
-            for name, buffer in self.student.named_buffers(prefix="student"):
+    def load_rank_state_dict(self, states: Sequence[dict[str, Any]], rank: int) -> None:
+        """Restore it; a rank that is new starts from another one's state, with noise of its own."""
+        module, alike = self.module, states[rank % len(states)]
+        if rank < len(states):
+            restore_generator(module.synthesizer.rng, alike["rng"])
+        module.load_state_dict(alike["parts"], strict=False)
+        self._buffers, self._optimizers = alike["buffers"], alike["optimizers"]
+        mine = states[rank :: module.trainer.world_size]  # none if there are more ranks than before
+        module.rounds = sum(state["rounds"] for state in mine)
+        module.synthesis_steps = sum(state["synthesis_steps"] for state in mine)
+        load_mean(module.updater.mean_loss, [state["kd_loss"] for state in mine])
+        load_mean(module.synthesis_loss, [state["synthesis_loss"] for state in mine])
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the ranks have in common: averaged BatchNorm buffers and the progress."""
+        module, state = self.module, checkpoint["state_dict"]
+        with distributed.averaged_batchnorm(module.student):  # saving must not change a run
+            for name, buffer in module.student.named_buffers(prefix="student"):
                 if name in state:  # not the normalization
                     state[name] = buffer.clone()
         for optimizer in checkpoint.get("optimizer_states", [])[1:]:  # every rank has its own
             optimizer["state"] = {}
-        checkpoint["progress"] = {"student_updates": self.student_updates, "rounds": self.rounds}
+        progress = {"student_updates": module.student_updates, "rounds": module.rounds}
+        checkpoint["progress"] = progress
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters, and the place in the epoch."""
-        super().on_load_checkpoint(checkpoint)
-        self.student_updates = checkpoint["progress"]["student_updates"]
-        self.datamodule.seek_epoch(checkpoint["loops"]["fit_loop"])
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the progress, and the place in the epoch."""
+        self.module.student_updates = checkpoint["progress"]["student_updates"]
+        self.module.datamodule.seek_epoch(checkpoint["loops"]["fit_loop"])
 
-    def on_train_start(self) -> None:
-        """Optimizers of synthesis come back after Lightning has restored those that it knows."""
-        super().on_train_start()
-        saved = self._optimizers_of_synthesis or []
-        for optimizer, state in zip(self.trainer.optimizers[1:], saved, strict=False):
+    def restore_optimizers(self) -> None:
+        """Restore the synthesizer's, after Lightning has restored those that it knows."""
+        own = self.module.trainer.optimizers[1:]
+        for optimizer, state in zip(own, self._optimizers, strict=False):
             optimizer.load_state_dict(state)
-        self._optimizers_of_synthesis = None
+        self._optimizers = []
 
-    def take_back_statistics(self) -> None:
+    def restore_batchnorm_buffers(self) -> None:
         """To be called in every step: with the first one DDP sends out those of rank 0."""
-        if self._statistics is not None:
-            for name, buffer in self.student.named_buffers():
-                buffer.copy_(self._statistics[name])
-            self._statistics = None
+        if self._buffers is not None:
+            for name, buffer in self.module.student.named_buffers():
+                buffer.copy_(self._buffers[name])
+            self._buffers = None

@@ -1,1 +1,28 @@
 """Every loss: tensors in, a scalar out."""
+
+from nayer_pl.losses.batchnorm import BatchNormMatching, GaussianMatching
+from nayer_pl.losses.distillation import (
+    DIST,
+    DecoupledKD,
+    KLCrossEntropy,
+    KLDivergence,
+    L1Logits,
+    LogitStandardization,
+    MSELogits,
+    StudentLoss,
+)
+from nayer_pl.losses.inversion import InversionLoss
+
+__all__ = [
+    "DIST",
+    "BatchNormMatching",
+    "DecoupledKD",
+    "GaussianMatching",
+    "InversionLoss",
+    "KLCrossEntropy",
+    "KLDivergence",
+    "L1Logits",
+    "LogitStandardization",
+    "MSELogits",
+    "StudentLoss",
+]

@@ -4,25 +4,33 @@ Fang et al., IJCAI 2021, arXiv 2105.08584.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.distillation.descent import descend
-from nayer_pl.distillation.inversion import InversionDistillation
-from nayer_pl.errors import require, require_not_negative
+from nayer_pl.bank.bank import MemoryBank
+from nayer_pl.distillation.module import DataFreeDistillation
+from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD
+from nayer_pl.losses.distillation import KLDivergence
+from nayer_pl.losses.functional import contrastive_loss
+from nayer_pl.losses.inversion import InversionLoss
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.synthesis.contrast import contrastive_loss, random_part
-from nayer_pl.synthesis.generators import Generator, reset_parameters_
+from nayer_pl.networks.teacher import FrozenTeacher
+from nayer_pl.runtime.options import checked
+from nayer_pl.synthesis.augmentation import RandomResizedPart
+from nayer_pl.synthesis.generators import Generator, dcgan_reset_
+from nayer_pl.synthesis.synthesizer import Synthesizer
 
 Layers = Literal["all", "stages"]
 
 
-class CMI(InversionDistillation):
+class CMI(DataFreeDistillation):
     """Images must be told apart: from each other and from those of earlier rounds.
 
     Every round has a generator of its own; its weights and its noise z are optimized together. A
@@ -33,187 +41,250 @@ class CMI(InversionDistillation):
     As in the published code (zju-vipa/CMI), features are the spatial means of the inputs of the
     teacher's BatchNorms; the head is Linear, ReLU, Linear and the unit sphere, and is trained all
     along; gradients flow through the part only; new and earlier images have equal weight. Other
-    than there, the features of earlier images are not stored, but asked of the teacher once a
-    round, about images drawn from the memory bank; and every class is wanted equally often.
+    than there, the features of earlier images are not stored: the teacher computes them once a
+    round, of images drawn from the memory bank; and every class is wanted equally often. In the
+    paper there is no average of statistics over rounds.
 
     Args:
-        teacher, student: see `InversionDistillation`, which also takes `inversion`.
+        teacher: Trained classifier; frozen here.
+        student: Classifier with as many outputs.
         image_shape: (C, H, W) of the images to make.
-        noise_features: size of z, which starts as N(0, 1).
-        generator: features, image_shape -> generator.
-        generator_steps: optimization steps in a round.
-        generator_lr: of generator, z and head.
-        generator_betas: of the Adam of generator and z, which starts afresh in every round; the
-            head's goes on, with PyTorch's betas.
-        bn_weight, ce_weight, adv_weight, bn_momentum: see `InversionDistillation`; in the paper
-            there is no average over rounds. The part is mirrored if the augmentation does it.
-        cr_weight: of the contrastive term; 0 goes without it.
-        cr_temperature: of the contrastive term.
-        negatives: most earlier images in it.
+        noise_features: Size of z, which starts as N(0, 1).
+        generator: (features, image_shape) -> generator.
+        generator_steps: Optimization steps in a round.
+        generator_lr: Learning rate of generator, z and head.
+        generator_betas: Betas of the Adam of generator and z, which starts afresh in every round;
+            the head's continues, with PyTorch's betas.
+        bn_weight: Weight of the BatchNorm statistics term.
+        ce_weight: Weight of the label term.
+        adv_weight: Weight of the adversarial term, which is left out in warm-up.
+        cr_weight: Weight of the contrastive term; 0 leaves it out.
+        cr_temperature: Temperature of the contrastive term.
+        negatives: Most earlier images in the contrastive term.
         layers: BatchNorms that features are taken from: "all", or "stages" for the last one at each
             resolution (the head has as many rows and columns as there are features).
-        embedding_features: size of the head's output.
-        part: smallest and largest share of an image's area that the part has.
-        round_size: most labels in one round.
-        inversion: augmentation, temperature, learning rate, seed and so on.
+        embedding_features: Size of the head's output.
+        part: Smallest and largest share of an image's area that the part has; it is mirrored if
+            the augmentation mirrors.
+        bn_momentum: Weight of earlier rounds in the statistics term.
+        augmentation: Of the images before teacher and student judge them; None for none.
+        round_size: Most labels in one round.
+        student_loss: (student logits, teacher logits, labels) -> scalar.
+        optimizer: Parameters -> optimizer of the student.
+        scheduler: Optimizer -> its learning-rate schedule over distillation epochs.
+        seed: Seed of this rank's noise.
+        check_teacher: Stop before any synthesis if the teacher is no better than guessing.
+        compile: Let `torch.compile` fuse the steps; the first ones then take a minute or more.
 
     Raises:
-        InputError: a teacher without BatchNorm, or a value that makes no sense.
+        InputError: The teacher has no BatchNorm, or an option is out of range.
+
+    Example:
+        >>> from nayer_pl.networks import create_model
+        >>> teacher = Classifier(create_model("wrn16_1", num_classes=3), mean=[0.5], std=[0.2])
+        >>> student = Classifier(create_model("wrn16_1", num_classes=3))
+        >>> CMI(teacher, student, (3, 32, 32), layers="stages").synthesizer.feature_count
+        176
     """
 
-    needs_statistics = True  # features too come from BatchNorms
-
-    drawn_anew = ("generator", "latents")
-
+    @checked
     def __init__(
         self,
         teacher: Classifier,
         student: Classifier,
         image_shape: Sequence[int],
-        noise_features: int = 256,
-        generator: Callable[[int, Sequence[int]], nn.Module] = Generator,
-        generator_steps: int = 200,
-        generator_lr: float = 1e-3,
+        noise_features: PositiveInt = 256,
+        generator: Callable[..., nn.Module] = Generator,
+        generator_steps: PositiveInt = 200,
+        generator_lr: NonNegativeFloat = 1e-3,
         generator_betas: tuple[float, float] = (0.5, 0.999),
-        bn_weight: float = 1.0,
-        ce_weight: float = 0.5,
-        adv_weight: float = 0.5,
-        cr_weight: float = 0.8,
-        cr_temperature: float = 0.1,
-        negatives: int = 4096,
+        bn_weight: NonNegativeFloat = 1.0,
+        ce_weight: NonNegativeFloat = 0.5,
+        adv_weight: NonNegativeFloat = 0.5,
+        cr_weight: NonNegativeFloat = 0.8,
+        cr_temperature: PositiveFloat = 0.1,
+        negatives: NonNegativeInt = 4096,
         layers: Layers = "all",
-        embedding_features: int = 256,
+        embedding_features: PositiveInt = 256,
         part: tuple[float, float] = (0.25, 1.0),
-        bn_momentum: float = 0.0,
-        round_size: int = 256,
-        **inversion: Any,
+        bn_momentum: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        augmentation: Callable[..., Any] | None = None,
+        round_size: PositiveInt = 256,
+        student_loss: Callable[..., Any] = KLDivergence(),
+        optimizer: Callable[..., Any] = partial(MOMENTUM_SGD, lr=0.1),
+        scheduler: Callable[..., Any] = COSINE,
+        seed: int = 0,
+        check_teacher: bool = True,
+        compile: bool = False,
     ) -> None:
-        super().__init__(
-            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, round_size, **inversion
+        frozen_teacher = FrozenTeacher(teacher)
+        frozen_teacher.require_norms()  # features too come from BatchNorms
+        synthesizer = ContrastiveSynthesizer(
+            frozen_teacher,
+            generator(noise_features, image_shape),
+            torch.zeros(round_size, noise_features),
+            InversionLoss(frozen_teacher, bn_weight, ce_weight, adv_weight, bn_momentum),
+            generator_steps,
+            generator_lr,
+            generator_betas,
+            (cr_weight, cr_temperature),
+            negatives,
+            layers,
+            embedding_features,
+            RandomResizedPart(part, getattr(augmentation, "flip", False)),
+            augmentation,
+            image_shape,
         )
-        require(layers in get_args(Layers), "model.layers", "all or stages", layers)
-        require(generator_steps >= 1, "model.generator_steps", "at least 1", generator_steps)
-        require_not_negative(generator_lr=generator_lr, cr_weight=cr_weight)
-        require(cr_temperature > 0, "model.cr_temperature", "above 0", cr_temperature)
-        require(negatives >= 0, "model.negatives", "at least 0", negatives)
-        require(0 < part[0] <= part[1] <= 1, "model.part", "two shares, the smaller first", part)
-        self.generator_steps, self.generator_lr = generator_steps, generator_lr
-        self.generator_betas = (generator_betas[0], generator_betas[1])
-        self.cr_weight, self.cr_temperature = cr_weight, cr_temperature
-        self.negatives, self.layers = negatives, layers
-        self.part = (part[0], part[1])
-        self.generator = generator(noise_features, image_shape)
-        self.latents = nn.Parameter(torch.zeros(round_size, noise_features))
+        super().__init__(
+            frozen_teacher,
+            student,
+            synthesizer,
+            student_loss,
+            optimizer,
+            scheduler,
+            seed,
+            check_teacher,
+            compile,
+        )
+
+
+class ContrastiveSynthesizer(Synthesizer):
+    """A new generator in every round, and a head that learns to tell images apart.
+
+    Args:
+        teacher: Features are read off its BatchNorms.
+        generator: z [B, features] -> images in [0, 1], [B, C, H, W].
+        latents: z of every image of a round, [round_size, features].
+        criterion: Judges the whole images.
+        steps: Optimization steps in a round.
+        lr: Learning rate of generator, z and head.
+        betas: Betas of generator and z.
+        contrast: Weight and temperature of the contrastive term.
+        negatives: Most earlier images in it.
+        layers: BatchNorms that features are taken from.
+        embedding_features: Size of the head's output.
+        part: Draws a part of every image.
+        augmentation: Applied to whole images before they are judged; None for none.
+        image_shape: (C, H, W) of the images.
+    """
+
+    transient = ("generator", "latents")
+
+    def __init__(
+        self,
+        teacher: FrozenTeacher,
+        generator: nn.Module,
+        latents: Tensor,
+        criterion: InversionLoss,
+        steps: int,
+        lr: float,
+        betas: tuple[float, float],
+        contrast: tuple[float, float],
+        negatives: int,
+        layers: Layers,
+        embedding_features: int,
+        part: RandomResizedPart,
+        augmentation: Callable[..., Any] | None,
+        image_shape: Sequence[int],
+    ) -> None:
+        super().__init__(criterion, steps, augmentation, len(latents))
+        self.generator, self.latents = generator, nn.Parameter(latents)
+        self.lr, self.betas = lr, (betas[0], betas[1])
+        self.weight, self.temperature = contrast
+        self.negatives, self.layers, self.part = negatives, layers, part
         self._means: dict[Any, Tensor] = {}
-        for norm in self.statistics.norms:
-            norm.register_forward_pre_hook(self._take)
-        size = self._features(teacher.dummy_images(image_shape)).shape[1]
+        self._earlier: tuple[Tensor, Tensor] | None = None
+        for norm in teacher.norms:
+            norm.register_forward_pre_hook(self._keep_means)
+        gray = teacher.classifier.dummy_images(image_shape)
+        self.feature_count = size = self.features(teacher, gray).shape[1]
         out = nn.Linear(size, embedding_features)
         self.head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), out)
-        self.feature_count = size
 
-    def synthesis_optimizers(self) -> list[Optimizer]:
+    def configure_optimizers(self) -> list[Optimizer]:
         """One Adam: of the generator and z, and of the head."""
         groups: list[dict[str, Any]] = [
-            {"params": self._made_anew(), "betas": self.generator_betas},
+            {"params": self._drawn_parameters(), "betas": self.betas},
             {"params": list(self.head.parameters())},
         ]
-        return [Adam(groups, lr=self.generator_lr, fused=True)]
+        return [Adam(groups, lr=self.lr, fused=True)]
 
-    def _made_anew(self) -> list[nn.Parameter]:
+    def _drawn_parameters(self) -> list[nn.Parameter]:
         return [*self.generator.parameters(), self.latents]
 
-    def steps_to_compile(self) -> list[str]:
-        """The generator too; but views are drawn at random, and earlier images become more."""
-        return [*super().steps_to_compile(), "_make"]
+    @torch.no_grad()
+    def start_round(self, targets: Tensor, teacher: FrozenTeacher, bank: Any) -> None:
+        """Recall earlier images, then draw a generator and z."""
+        self._earlier = self._recall(teacher, bank) if self.weight else None
+        dcgan_reset_(self.generator, self.rng)
+        self.latents.normal_(generator=self.rng)
 
-    def synthesize(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """One round: a new generator, and the images of its step with the lowest loss."""
-        optimizer = self.all_optimizers()[1]
-        earlier = self._remember() if self.cr_weight else None
-        restart(self.generator, self.rng)
-        with torch.no_grad():
-            self.latents.normal_(generator=self.rng)
+    def generate(self, targets: Tensor) -> Tensor:
+        """Images of z; of the labels only the number counts."""
+        return self.generator(self.latents[: len(targets)])
 
-        def judge(images: Tensor) -> dict[str, Tensor]:
-            return self._judge(*self._views(images), earlier, targets, warm_up)
-
-        images, history = descend(
-            self, optimizer, self.generator_steps, lambda: self._make(len(targets)), judge
-        )
-        for parameter in self._made_anew():  # only the head takes over Adam's averages
-            optimizer.optimizer.state.pop(parameter, None)
-        self.statistics.finish_round()
-        self._means = {}  # with the graph that they are part of
-        return images, history
-
-    def _make(self, count: int) -> Tensor:
-        return self.generator(self.latents[:count])
-
-    def _judge(
+    def loss(
         self,
-        whole: Tensor,
-        part: Tensor,
-        earlier: tuple[Tensor, Tensor] | None,
+        images: Tensor,
         targets: Tensor,
+        teacher: FrozenTeacher,
+        student: nn.Module,
         warm_up: bool,
     ) -> dict[str, Tensor]:
-        """The weighted sum of the terms of inversion and the contrastive one, and the terms."""
-        terms = self.invert(whole, targets, warm_up)
-        if earlier is not None:
-            wholes, parts = self._seen(), self._features(part)
-            wholes, parts = torch.cat([wholes, earlier[0]]), torch.cat([parts, earlier[1]])
+        """The terms of inversion, and the contrastive one."""
+        whole, part = self._views(images)
+        terms = self.criterion(whole, targets, teacher, student, warm_up)
+        if self._earlier is not None:
+            wholes, parts = self._seen(), self.features(teacher, part)
+            wholes = torch.cat([wholes, self._earlier[0]])
+            parts = torch.cat([parts, self._earlier[1]])
             embeddings = self._embed(parts), self._embed(wholes).detach()
-            terms["cr"] = contrastive_loss(*embeddings, len(whole), self.cr_temperature)
-            terms["loss"] = terms["loss"] + self.cr_weight * terms["cr"]
+            terms["cr"] = contrastive_loss(*embeddings, len(whole), self.temperature)
+            terms["loss"] = terms["loss"] + self.weight * terms["cr"]
         return terms
+
+    def finish_round(self, optimizers: Sequence[Any], backward: Callable[[Tensor], None]) -> None:
+        """Only the head takes over Adam's averages from another round."""
+        for parameter in self._drawn_parameters():
+            optimizers[0].optimizer.state.pop(parameter, None)
+        self.criterion.batchnorm.update_average()
+        self._means, self._earlier = {}, None  # with the graph that they are part of
+
+    def compile_steps(self) -> None:
+        """The generator alone: views are drawn at random, and earlier images become more."""
+        self.generate = torch.compile(self.generate, dynamic=False)  # type: ignore[method-assign]
 
     # What images are told apart by
 
     def _views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        whole = self.augment(images)
-        flip = self.augmentation is not None and self.augmentation.flip
-        return whole, random_part(images, self.part, flip, self.rng)
+        return self.augment(images), self.part(images, self.rng)
 
-    @torch.no_grad()
-    def _remember(self) -> tuple[Tensor, Tensor]:
+    def _recall(self, teacher: FrozenTeacher, bank: MemoryBank) -> tuple[Tensor, Tensor]:
         """Features of both views of earlier images, [n, features] each; n may be 0."""
-        bank, size = self.datamodule.bank, len(self.latents)
-        chosen = torch.randperm(len(bank), device=self.device, generator=self.rng)
+        device, size = self.latents.device, len(self.latents)
+        chosen = torch.randperm(len(bank), device=device, generator=self.rng)
         chosen = chosen[: self.negatives].to(bank.device)
-        views = [torch.empty(2, 0, self.feature_count, device=self.device)]
+        found = [torch.empty(2, 0, self.feature_count, device=device)]
         for first in range(0, len(chosen), size):
-            images = bank.images[chosen[first : first + size]].to(self.device) / 255
-            views.append(torch.stack([self._features(view) for view in self._views(images)]))
-        wholes, parts = torch.cat(views, dim=1)
+            images = bank.images[chosen[first : first + size]].to(device) / 255
+            views = [self.features(teacher, view) for view in self._views(images)]
+            found.append(torch.stack(views))
+        wholes, parts = torch.cat(found, dim=1)
         return wholes, parts
 
-    def _features(self, images: Tensor) -> Tensor:
+    def features(self, teacher: FrozenTeacher, images: Tensor) -> Tensor:
         """What the teacher sees in images, [B, C, H, W] -> [B, features]."""
-        self.statistics(images)
+        teacher.observe(images)
         return self._seen()
 
     def _seen(self) -> Tensor:
-        """As `_features`, of the images that the teacher has seen last."""
+        """As `features`, of the images that the teacher has observed last."""
         return torch.cat(list(self._means.values()), dim=1)
 
-    def _take(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _keep_means(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
         layer = norm if self.layers == "all" else x.shape[2:]  # the last one of its resolution
         self._means[layer] = x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
     def _embed(self, features: Tensor) -> Tensor:
         return F.normalize(self.head(features))
-
-
-@torch.no_grad()
-def restart(generator: nn.Module, rng: torch.Generator) -> None:
-    """New weights, N(0, 0.02) as in DCGAN (Radford et al., 2016, arXiv 1511.06434), in place."""
-    reset_parameters_(generator)
-    for layer in generator.modules():
-        if isinstance(layer, nn.Linear | _ConvNd):
-            layer.weight.normal_(0, 0.02, generator=rng)
-            if layer.bias is not None:
-                layer.bias.zero_()
-        elif isinstance(layer, nn.BatchNorm2d) and layer.affine:
-            layer.weight.normal_(1, 0.02, generator=rng)

@@ -3,60 +3,147 @@
 Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from nayer_pl.data.datamodule import RealDataModule
-from nayer_pl.distillation.evaluation import Evaluation
-from nayer_pl.distillation.judging import Judging
-from nayer_pl.distillation.rank_state import described, fingerprint
-from nayer_pl.distillation.results import measured
-from nayer_pl.errors import InputError, require
-from nayer_pl.losses.functional import distillation_loss
-from nayer_pl.methods.supervised import Supervised
+from nayer_pl.distillation.base import TeacherStudentModule
+from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm
+from nayer_pl.distillation.rank_state import load_mean, mean_state
+from nayer_pl.distillation.results import count_parameters, validation_metrics
+from nayer_pl.distillation.student import scales_losses
+from nayer_pl.errors import InputError
+from nayer_pl.losses.distillation import KLDivergence
+from nayer_pl.methods.supervised import NESTEROV_SGD, with_step_schedule
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.registry import described
+from nayer_pl.networks.teacher import FrozenTeacher
+from nayer_pl.networks.weights import fingerprint
+from nayer_pl.runtime.options import checked
 
 
-class KnowledgeDistillation(Judging, Supervised):
+class KnowledgeDistillation(TeacherStudentModule):
     """The student learns what the teacher says about its own training images.
 
-    No labels and no cross-entropy, as in the data-free methods: only the images differ.
+    By default without the labels, as in the data-free methods: only the images differ.
 
     Args:
-        teacher: frozen here; images in [0, 1] -> logits.
-        student: images in [0, 1] -> logits of the same classes.
+        teacher: Trained classifier; frozen here.
+        student: Classifier with as many outputs.
         image_shape: (C, H, W) of the images.
-        temperature: of the distillation loss.
-        check_teacher: stop at once if the teacher does no better than a guesser.
-        optimization: learning rate and so on of `Supervised`.
+        student_loss: (student logits, teacher logits, labels) -> scalar.
+        optimizer: Parameters -> optimizer of the student.
+        scheduler: Optimizer -> its learning-rate schedule over all steps.
+        check_teacher: Stop at once if the teacher is no better than guessing.
+
+    Raises:
+        InputError: Teacher and student share weights, or an option is out of range.
+
+    Example:
+        >>> from nayer_pl.networks import create_model
+        >>> teacher = Classifier(create_model("wrn16_2", num_classes=3), mean=[0.5], std=[0.2])
+        >>> student = Classifier(create_model("wrn16_1", num_classes=3))
+        >>> KnowledgeDistillation(teacher, student, (3, 32, 32)).updater.loss.temperature
+        20.0
     """
 
+    @checked
     def __init__(
         self,
         teacher: Classifier,
         student: Classifier,
         image_shape: Sequence[int],
-        temperature: float = 20.0,
+        student_loss: Callable[..., Any] = KLDivergence(),
+        optimizer: Callable[..., Any] = NESTEROV_SGD,
+        scheduler: Callable[..., Any] = CosineAnnealingLR,
         check_teacher: bool = True,
-        **optimization: float,
     ) -> None:
-        super().__init__(student, **optimization)
-        require(temperature > 0, "model.temperature", "above 0", temperature)
-        self.learn_from(teacher, student)
-        self.image_shape, self.temperature = tuple(image_shape), temperature
-        self.check_teacher = check_teacher
-        self.evaluation = Evaluation()
+        frozen_teacher = FrozenTeacher(teacher)
+        super().__init__(frozen_teacher, student, student_loss, optimizer, scheduler, check_teacher)
+        self.image_shape = tuple(image_shape)
+        self.updater.guard = NonFiniteGuard("training loss", "step")
+        self._loss = torch.zeros(())
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        """The student's loss on images [B, C, H, W] in [0, 1] and labels [B]."""
+        loss = self.student_objective(*batch)
+        self._loss = loss.detach()
+        self.updater.mean_loss.update(self._loss)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Keep a loss or gradient that is not finite away from the student."""
+        if not scales_losses(self):  # the gradient scaler looks itself
+            norm, step = gradient_norm(self.student.parameters()), self.trainer.global_step + 1
+            self.updater.guard.before_step(optimizer, self._loss, norm, step)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss."""
+        loss = float(self.updater.mean_loss.compute())
+        self.updater.mean_loss.reset()
+        self.updater.guard.check()
+        self.log("train/loss", loss, prog_bar=True)
+
+    # Lightning
+
+    def setup(self, stage: str) -> None:
+        """Choose the faster layout for convolutions."""
+        self.to(memory_format=torch.channels_last)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its schedule that is stepped after every batch."""
+        optimizer = self.updater.optimizer(self.student.parameters())
+        return with_step_schedule(self, optimizer, self.updater.scheduler, self.rank_state.resumed)
+
+    def on_fit_start(self) -> None:
+        """Check that the parts fit, and ask the teacher about the evaluation images, once."""
+        classes = self.datamodule.num_classes or self.teacher.classifier.num_classes(
+            self.image_shape
+        )
+        self.prepare_networks(self.image_shape, classes)
+
+    # What checkpoints, callbacks and the application ask
+
+    def run_identity(self) -> dict[str, str]:
+        """See `Resumable`."""
+        teacher = self.teacher.classifier
+        return {
+            "method": type(self).__name__,
+            "network": described(self.student),
+            "teacher": f"{described(teacher)} (weights {fingerprint(teacher)})",
+        }
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """See `Resumable`."""
+        return {"loss": mean_state(self.updater.mean_loss)}
+
+    def load_rank_state_dict(self, states: Sequence[dict[str, Any]], rank: int) -> None:
+        """See `Resumable`."""
+        mine = states[rank :: self.trainer.world_size]
+        load_mean(self.updater.mean_loss, [state["loss"] for state in mine])
+
+    def results(self) -> dict[str, Any]:
+        """What the run reached, for its summary."""
+        names = "teacher_accuracy", "student_accuracy", "agreement"
+        return {
+            **validation_metrics(self.trainer, *names),
+            "teacher_parameters": count_parameters(self.teacher.classifier),
+            "student_parameters": count_parameters(self.student),
+            "student_updates": self.student_updates,
+        }
 
     @property
-    def student(self) -> Classifier:  # type: ignore[override]
-        """The network that learns."""
-        return self.network
+    def student_updates(self) -> int:  # type: ignore[override]
+        """Steps of its optimizer, the only one."""
+        return self.trainer.global_step
 
     @property
-    def datamodule(self) -> RealDataModule:
+    def datamodule(self) -> RealDataModule:  # type: ignore[override]
         """The real images."""
         module = getattr(self.trainer, "datamodule", None)
         if not isinstance(module, RealDataModule):
@@ -65,49 +152,3 @@ class KnowledgeDistillation(Judging, Supervised):
                 "datamodule)."
             )
         return module
-
-    @property
-    def student_updates(self) -> int:  # type: ignore[override]
-        """Steps of its optimizer, the only one."""
-        return self.trainer.global_step
-
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        """KL(teacher || student) * T**2 on images [B, C, H, W] in [0, 1]."""
-        images, _labels = batch
-        with torch.no_grad():
-            answers = self.ask_teacher(images)
-        loss = distillation_loss(self.student(images), answers, self.temperature)
-        return self.watched(loss)
-
-    def on_fit_start(self) -> None:
-        """Check that the parts fit, and ask the teacher about the evaluation images, once."""
-        super().on_fit_start()
-        outputs, own = (net.num_classes(self.image_shape) for net in (self.teacher, self.student))
-        if outputs != own:
-            raise InputError(
-                f"The teacher has {outputs} outputs, but the student has {own}; they must be the "
-                "same."
-            )
-        self.fold_teacher(self.image_shape)
-        self.examine(outputs if self.check_teacher else None)
-
-    def facts(self) -> dict[str, str]:
-        """Method and both networks."""
-        weights = fingerprint(self.teacher)
-        return {**super().facts(), "teacher": f"{described(self.teacher)} (weights {weights})"}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the teacher out: it is a file already."""
-        super().on_save_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]
-        for key in [key for key in state if key.startswith("teacher.")]:
-            del state[key]
-
-    def results(self) -> dict[str, Any]:
-        """What the run reached, for its summary."""
-        return {
-            **measured(self.trainer, "teacher_accuracy", "student_accuracy", "agreement"),
-            "teacher_parameters": sum(p.numel() for p in self.teacher.parameters()),
-            "student_parameters": sum(p.numel() for p in self.student.parameters()),
-            "student_updates": self.student_updates,
-        }

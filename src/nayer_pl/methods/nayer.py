@@ -4,24 +4,29 @@ Tran et al., CVPR 2024, arXiv 2310.00258.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Lt
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from nayer_pl.distillation.descent import descend
-from nayer_pl.distillation.inversion import InversionDistillation
-from nayer_pl.errors import InputError, require, require_not_negative
+from nayer_pl.distillation.module import DataFreeDistillation
+from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD
+from nayer_pl.errors import InputError
+from nayer_pl.losses.distillation import KLDivergence
+from nayer_pl.losses.inversion import InversionLoss
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.teacher import FrozenTeacher
+from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning
 from nayer_pl.synthesis.generators import Generator, reset_parameters_
 from nayer_pl.synthesis.label_text import LabelText
+from nayer_pl.synthesis.synthesizer import Synthesizer
 
-Conditioning = Literal["lte", "onehot", "noise"]
 
-
-class NAYER(InversionDistillation):
+class NAYER(DataFreeDistillation):
     """Label text is the generator's input; a noisy layer, new for every round, makes it random.
 
     There is no z: all that differs between two rounds of the same labels is the noisy layer, a
@@ -37,120 +42,178 @@ class NAYER(InversionDistillation):
     the order of its labels.
 
     Args:
-        teacher, student: see `InversionDistillation`, which also takes `inversion`.
+        teacher: Trained classifier; frozen here.
+        student: Classifier with as many outputs.
         image_shape: (C, H, W) of the images to make.
-        label_text: the label-text embeddings [num_classes, d], or what encodes them; only
+        label_text: Label-text embeddings [num_classes, d], or what encodes them; only
             `conditioning="lte"` needs it.
         conditioning: "lte", "onehot" (the label without its meaning), or "noise" (no label).
-        reset_noisy_layer: draw it anew for every round (NAYER) or only once.
+        reset_noisy_layer: Draw the noisy layer for every round (NAYER), or only once.
         labels_per_layer: K of the noisy layer; None for one layer per full set of classes.
-        noisy_features: size of the noisy layer's output.
-        generator: features, image_shape -> generator.
-        generator_steps: optimization steps in a round.
-        generator_lr, generator_betas: of the Adam that starts afresh in every round.
-        generator_life: epochs until the generator starts from scratch.
-        bn_weight, ce_weight, adv_weight, bn_momentum: see `InversionDistillation`.
-        round_size: most labels in one round.
-        inversion: augmentation, temperature, learning rate, seed and so on.
+        noisy_features: Size of the noisy layer's output.
+        generator: (features, image_shape) -> generator.
+        generator_steps: Optimization steps in a round.
+        generator_lr: Learning rate of the Adam that starts afresh in every round.
+        generator_betas: Betas of that Adam.
+        generator_life: Epochs until the generator starts from scratch.
+        bn_weight: Weight of the BatchNorm statistics term.
+        ce_weight: Weight of the label term.
+        adv_weight: Weight of the adversarial term, which is left out in warm-up.
+        bn_momentum: Weight of earlier rounds in the statistics term.
+        augmentation: Of the images before teacher and student judge them; None for none.
+        round_size: Most labels in one round.
+        student_loss: (student logits, teacher logits, labels) -> scalar.
+        optimizer: Parameters -> optimizer of the student.
+        scheduler: Optimizer -> its learning-rate schedule over distillation epochs.
+        seed: Seed of this rank's noise.
+        check_teacher: Stop before any synthesis if the teacher is no better than guessing.
+        compile: Let `torch.compile` fuse the steps; the first ones then take a minute or more.
+
+    Raises:
+        InputError: Label text is missing or of another number of classes, or an option is out of
+            range, or the teacher has no statistics to match.
+
+    Example:
+        >>> from nayer_pl.networks import create_model
+        >>> teacher = Classifier(create_model("wrn16_1", num_classes=3), mean=[0.5], std=[0.2])
+        >>> student = Classifier(create_model("wrn16_1", num_classes=3))
+        >>> text = torch.randn(3, 16)
+        >>> method = NAYER(teacher, student, (3, 32, 32), text, generator_steps=20)
+        >>> method.synthesizer.steps
+        20
     """
 
+    @checked
     def __init__(
         self,
         teacher: Classifier,
         student: Classifier,
         image_shape: Sequence[int],
         label_text: Tensor | LabelText | None = None,
-        conditioning: Conditioning = "lte",
+        conditioning: Literal["lte", "onehot", "noise"] = "lte",
         reset_noisy_layer: bool = True,
-        labels_per_layer: int | None = None,
-        noisy_features: int = 1000,
-        generator: Callable[[int, Sequence[int]], nn.Module] = Generator,
-        generator_steps: int = 30,
-        generator_lr: float = 4e-3,
+        labels_per_layer: PositiveInt | None = None,
+        noisy_features: PositiveInt = 1000,
+        generator: Callable[..., nn.Module] = Generator,
+        generator_steps: PositiveInt = 30,
+        generator_lr: NonNegativeFloat = 4e-3,
         generator_betas: tuple[float, float] = (0.5, 0.999),
-        generator_life: int = 10,
-        bn_weight: float = 10.0,
-        ce_weight: float = 0.5,
-        adv_weight: float = 1.33,
-        bn_momentum: float = 0.9,
-        round_size: int = 400,
-        **inversion: Any,
+        generator_life: PositiveInt = 10,
+        bn_weight: NonNegativeFloat = 10.0,
+        ce_weight: NonNegativeFloat = 0.5,
+        adv_weight: NonNegativeFloat = 1.33,
+        bn_momentum: Annotated[float, Ge(0), Lt(1)] = 0.9,
+        augmentation: Callable[..., Any] | None = None,
+        round_size: PositiveInt = 400,
+        student_loss: Callable[..., Any] = KLDivergence(),
+        optimizer: Callable[..., Any] = MOMENTUM_SGD,
+        scheduler: Callable[..., Any] = COSINE,
+        seed: int = 0,
+        check_teacher: bool = True,
+        compile: bool = False,
     ) -> None:
-        super().__init__(
-            teacher, student, bn_weight, ce_weight, adv_weight, bn_momentum, round_size, **inversion
-        )
-        require(generator_steps >= 1, "model.generator_steps", "at least 1", generator_steps)
-        require_not_negative(generator_lr=generator_lr)
-        require(generator_life >= 1, "model.generator_life", "at least 1 epoch", generator_life)
-        wanted = " or ".join(get_args(Conditioning))
-        require(conditioning in get_args(Conditioning), "model.conditioning", wanted, conditioning)
-        self.generator_steps, self.generator_life = generator_steps, generator_life
-        self.generator_lr = generator_lr
-        self.generator_betas = (generator_betas[0], generator_betas[1])
-        self.redraws = reset_noisy_layer
+        frozen_teacher = FrozenTeacher(teacher)
+        loss = InversionLoss(frozen_teacher, bn_weight, ce_weight, adv_weight, bn_momentum)
         classes = teacher.num_classes(image_shape)
-        self.conditioning: LabelConditioning | NoiseConditioning
+        inputs: LabelConditioning | NoiseConditioning
         if conditioning == "noise":
-            self.conditioning = NoiseConditioning(noisy_features)
+            inputs = NoiseConditioning(noisy_features)
         else:
-            self.conditioning = LabelConditioning(
-                torch.eye(classes)
-                if conditioning == "onehot"
-                else _embeddings(label_text, classes),
-                noisy_features,
-                round_size,
-                classes if labels_per_layer is None else labels_per_layer,
-                reset_noisy_layer,
+            onehot = conditioning == "onehot"
+            embeddings = torch.eye(classes) if onehot else _embeddings(label_text, classes)
+            per_layer = classes if labels_per_layer is None else labels_per_layer
+            inputs = LabelConditioning(
+                embeddings, noisy_features, round_size, per_layer, reset_noisy_layer
             )
-        self.generator = generator(noisy_features, image_shape)
+        synthesizer = NoisyLayerSynthesizer(
+            inputs,
+            generator(noisy_features, image_shape),
+            loss,
+            generator_steps,
+            generator_lr,
+            generator_betas,
+            generator_life,
+            augmentation,
+            round_size,
+        )
+        super().__init__(
+            frozen_teacher,
+            student,
+            synthesizer,
+            student_loss,
+            optimizer,
+            scheduler,
+            seed,
+            check_teacher,
+            compile,
+        )
 
-    def on_fit_start(self) -> None:
+
+class NoisyLayerSynthesizer(Synthesizer):
+    """A generator whose input is a label, made random by a noisy layer (NAYER, algorithm 1).
+
+    Args:
+        conditioning: Labels [B] -> [B, features], random in every round.
+        generator: [B, features] -> images in [0, 1], [B, C, H, W].
+        criterion: Judges the images.
+        steps: Optimization steps in a round.
+        lr: Learning rate of the Adam that starts afresh in every round.
+        betas: Betas of that Adam.
+        life: Epochs until the generator starts from scratch.
+        augmentation: Applied to images before they are judged; None for none.
+        round_size: Most labels in a round.
+    """
+
+    def __init__(
+        self,
+        conditioning: LabelConditioning | NoiseConditioning,
+        generator: nn.Module,
+        criterion: InversionLoss,
+        steps: int,
+        lr: float,
+        betas: tuple[float, float],
+        life: int,
+        augmentation: Callable[..., Any] | None,
+        round_size: int,
+    ) -> None:
+        super().__init__(criterion, steps, augmentation, round_size)
+        self.conditioning, self.generator = conditioning, generator
+        self.lr, self.betas, self.life = lr, (betas[0], betas[1]), life
+        if getattr(conditioning, "reset_noisy_layer", False):
+            self.transient = ("conditioning.noisy_layer",)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Adam of the generator, with the noisy layer and the BatchNorm before it."""
+        parameters = [*self.conditioning.parameters(), *self.generator.parameters()]
+        return [Adam(parameters, lr=self.lr, betas=self.betas, fused=True)]
+
+    def start_run(self) -> None:
         """Give this rank a noisy layer of its own, if it keeps the first one."""
-        super().on_fit_start()
-        if isinstance(self.conditioning, LabelConditioning) and not (self.redraws or self.resumed):
-            self.conditioning.noisy_layer.reset_parameters(self.rng)
+        self.conditioning.start_run(self.rng)
 
-    def on_train_epoch_start(self) -> None:
+    def start_epoch(self, epoch: int, warmup_epochs: int, optimizers: Sequence[Optimizer]) -> None:
         """Start the generator from scratch at the end of its life, and when distillation begins."""
-        epoch, warm_up = self.current_epoch, self.datamodule.plan.warmup_epochs
-        if epoch > 0 and (epoch % self.generator_life == 0 or epoch == warm_up):
+        if epoch > 0 and (epoch % self.life == 0 or epoch == warmup_epochs):
             reset_parameters_(self.generator)
             self.conditioning.reset_parameters()
 
-    def own_state(self) -> dict[str, Any]:
-        """Not the noisy layer if every round draws it anew."""
-        state = super().own_state()
-        if self.redraws:
-            for name in [name for name in state["parts"] if "noisy_layer" in name.split(".")]:
-                del state["parts"][name]
-        return state
-
-    def synthesis_optimizers(self) -> list[Optimizer]:
-        """Adam of the generator, with the noisy layer and the BatchNorm before it."""
-        parameters = [*self.conditioning.parameters(), *self.generator.parameters()]
-        return [Adam(parameters, lr=self.generator_lr, betas=self.generator_betas, fused=True)]
-
-    def steps_to_compile(self) -> list[str]:
-        """The generator's step in two graphs, because crops are drawn between them."""
-        return [*super().steps_to_compile(), "_make", "invert"]
-
-    def synthesize(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """One round (NAYER, algorithm 1): the images of the step with the lowest loss."""
-        optimizer = self.all_optimizers()[1]
+    def start_round(self, targets: Tensor, teacher: FrozenTeacher, bank: Any) -> None:
+        """Draw the noisy layer."""
         self.conditioning.start_round(targets, self.rng)
 
-        def judge(images: Tensor) -> dict[str, Tensor]:
-            return self.invert(self.augment(images), targets, warm_up)
-
-        images, history = descend(
-            self, optimizer, self.generator_steps, lambda: self._make(targets), judge
-        )
-        optimizer.optimizer.state.clear()  # no round takes over Adam's averages from another
-        self.statistics.finish_round()
-        return images, history
-
-    def _make(self, targets: Tensor) -> Tensor:
+    def generate(self, targets: Tensor) -> Tensor:
+        """Label text, noisy layer, generator."""
         return self.generator(self.conditioning(targets))
+
+    def finish_round(self, optimizers: Sequence[Any], backward: Callable[[Tensor], None]) -> None:
+        """No round takes over Adam's averages from another."""
+        optimizers[0].optimizer.state.clear()
+        self.criterion.batchnorm.update_average()
+
+    def compile_steps(self) -> None:
+        """The generator's step in two graphs, because crops are drawn between them."""
+        self.generate = torch.compile(self.generate, dynamic=False)  # type: ignore[method-assign]
+        self.criterion.forward = torch.compile(self.criterion.forward, dynamic=False)
 
 
 def _embeddings(label_text: Tensor | LabelText | None, classes: int) -> Tensor:
@@ -160,7 +223,7 @@ def _embeddings(label_text: Tensor | LabelText | None, classes: int) -> Tensor:
     if names is not None and names != classes:
         raise InputError(
             f"There are {names} class names, but the teacher has {classes} outputs; give one name "
-            "per output, in the order of the labels, as data.class_names."
+            "per output, in the order of the labels."
         )
     embeddings = label_text if isinstance(label_text, Tensor) else label_text.embeddings()
     if embeddings.ndim != 2 or len(embeddings) != classes:

@@ -1,58 +1,107 @@
 """Ordinary training on real images: how a teacher comes to be."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
+from lightning import LightningModule
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
 
 from nayer_pl.data.datamodule import RealDataModule
-from nayer_pl.distillation.divergence import NonFiniteGuard, gradient_norm
-from nayer_pl.distillation.rank_state import Resumable, described, load_metric, metric_state
-from nayer_pl.distillation.results import measured
-from nayer_pl.errors import InputError, require
+from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm
+from nayer_pl.distillation.rank_state import RankState, load_mean, mean_state
+from nayer_pl.distillation.results import count_parameters, validation_metrics
+from nayer_pl.distillation.schedules import build_scheduler
+from nayer_pl.distillation.student import check_optimizer, scales_losses
+from nayer_pl.errors import InputError
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.registry import described
 from nayer_pl.runtime import distributed
+from nayer_pl.runtime.options import checked
+
+NESTEROV_SGD = partial(SGD, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
 
 
-class Supervised(Resumable):
-    """Cross-entropy with SGD and a cosine over all steps.
+class Supervised(LightningModule):
+    """Cross-entropy with the labels of real images.
 
     Args:
-        network: images in [0, 1] -> logits.
-        learning_rate: at the first step; falls to zero.
-        momentum, weight_decay: of SGD (Nesterov).
-        label_smoothing: share of the target that is spread over all classes.
+        network: Images in [0, 1], [B, C, H, W] -> logits [B, num_classes]; trained as a whole.
+        label_smoothing: Share of the target that is spread over all classes.
+        optimizer: Parameters -> optimizer; a partial of one of torch's classes.
+        scheduler: Optimizer -> learning-rate schedule over all steps; likewise.
 
     Raises:
-        InputError: a number that cannot be meant.
+        InputError: An option is out of range.
+
+    Example:
+        >>> from nayer_pl.networks import create_model
+        >>> network = Classifier(create_model("wrn16_1", num_classes=3), mean=[0.5], std=[0.2])
+        >>> Supervised(network, label_smoothing=0.1).label_smoothing
+        0.1
     """
 
+    @checked
     def __init__(
         self,
         network: Classifier,
-        learning_rate: float = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        label_smoothing: float = 0.0,
+        label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        optimizer: Callable[..., Any] = NESTEROV_SGD,
+        scheduler: Callable[..., Any] = CosineAnnealingLR,
     ) -> None:
         super().__init__()
-        require(learning_rate > 0, "model.learning_rate", "above 0", learning_rate)
-        require(0 <= momentum < 1, "model.momentum", "at least 0 and below 1", momentum)
-        require(weight_decay >= 0, "model.weight_decay", "at least 0", weight_decay)
-        smooth = 0 <= label_smoothing < 1
-        require(smooth, "model.label_smoothing", "at least 0 and below 1", label_smoothing)
-        self.network = network
-        self.learning_rate, self.momentum = learning_rate, momentum
-        self.weight_decay, self.label_smoothing = weight_decay, label_smoothing
-        self.accuracy = MeanMetric()
+        check_optimizer(optimizer)
+        self.network, self.label_smoothing = network, label_smoothing
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.accuracy = MulticlassAccuracy(average="micro", validate_args=False)
         self.train_loss = MeanMetric(nan_strategy="disable")  # NaN must show
-        self._watch, self._loss = NonFiniteGuard("training loss", "step"), torch.zeros(())
+        self.guard, self.rank_state = NonFiniteGuard("training loss", "step"), RankState(self)
+        self._loss = torch.zeros(())
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        """The loss on images [B, C, H, W] in [0, 1] and labels [B]."""
+        images, labels = batch
+        loss = F.cross_entropy(self.network(images), labels, label_smoothing=self.label_smoothing)
+        self._loss = loss.detach()
+        self.train_loss.update(self._loss)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Keep a loss or gradient that is not finite away from the network."""
+        if not scales_losses(self):  # the gradient scaler looks itself
+            norm = gradient_norm(self.network.parameters())
+            self.guard.before_step(optimizer, self._loss, norm, self.trainer.global_step + 1)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss."""
+        loss = float(self.train_loss.compute())
+        self.train_loss.reset()
+        self.guard.check()
+        self.log("train/loss", loss, prog_bar=True)
+
+    def on_validation_start(self) -> None:
+        """Evaluate the network that all ranks have in common, which is the one that is exported."""
+        distributed.all_reduce_batchnorm(self.network)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        """Count right answers."""
+        images, labels = batch
+        self.accuracy.update(self.network(images).argmax(1), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracy, a fraction in [0, 1]."""
+        self.log("val/accuracy", self.accuracy.compute(), prog_bar=True)
+        self.accuracy.reset()
+
+    # Lightning
 
     def setup(self, stage: str) -> None:
         """Choose the faster layout for convolutions."""
@@ -62,7 +111,7 @@ class Supervised(Resumable):
         """Train the whole network, also one that was loaded for use.
 
         Raises:
-            InputError: it does not fit the data set.
+            InputError: It does not fit the data set.
         """
         self.network.train()
         data = getattr(self.trainer, "datamodule", None)
@@ -75,87 +124,61 @@ class Supervised(Resumable):
                 "classes; they must be the same."
             )
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        """One step of SGD on images [B, C, H, W] in [0, 1] and labels [B]."""
-        images, labels = batch
-        loss = F.cross_entropy(self.network(images), labels, label_smoothing=self.label_smoothing)
-        return self.watched(loss)
-
-    def watched(self, loss: Tensor) -> Tensor:
-        """The loss of this step, which is looked at before the network learns from it."""
-        self._loss = loss.detach()
-        self.train_loss.update(self._loss)
-        return loss
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Keep a loss or gradient that is not finite away from the network."""
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # it looks itself
-            norm = gradient_norm(self.network.parameters())
-            self._watch.before_step(optimizer, self._loss, norm, self.trainer.global_step + 1)
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its schedule that is stepped after every batch."""
+        optimizer = self.make_optimizer(self.network.parameters())
+        return with_step_schedule(self, optimizer, self.make_scheduler, self.rank_state.resumed)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save nothing after a step that was not finite."""
-        self._watch.check()
-        super().on_save_checkpoint(checkpoint)
+        """Save what each rank has to itself; nothing after a step that was not finite."""
+        self.guard.check()
+        self.rank_state.save(checkpoint)
 
-    def on_validation_start(self) -> None:
-        """Judge the network that all ranks have in common, which is the one that is exported."""
-        distributed.all_reduce_batchnorm(self.network)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` added."""
+        self.rank_state.load(checkpoint)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        """Count right answers."""
-        images, labels = batch
-        self.accuracy.update((self.network(images).argmax(1) == labels).float())
+    def on_train_start(self) -> None:
+        """Restore the global random numbers."""
+        self.rank_state.restore_random_numbers()
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the accuracy, a fraction in [0, 1]."""
-        self.log("val/accuracy", self.accuracy.compute(), prog_bar=True)
-        self.accuracy.reset()
+    # What checkpoints, callbacks and the application ask
 
-    def on_train_epoch_end(self) -> None:
-        """Log the mean loss."""
-        loss = float(self.train_loss.compute())
-        self.train_loss.reset()
-        self._watch.check()
-        self.log("train/loss", loss, prog_bar=True)
+    def run_identity(self) -> dict[str, str]:
+        """See `Resumable`."""
+        return {"method": type(self).__name__, "network": described(self.network)}
 
-    def configure_optimizers(self) -> Any:
-        """SGD and its schedule, moved at every step."""
-        sgd = SGD(
-            self.network.parameters(),
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.momentum > 0,
-            fused=True,  # it can leave a step out
-        )
-        # Estimating opens the first epoch's batches for good; a saved schedule knows its length.
-        steps = 1 if self.resumed else self.trainer.estimated_stepping_batches
-        require(steps < math.inf, "trainer.max_epochs", "a number of epochs", "without an end")
-        cosine = CosineAnnealingLR(sgd, int(steps))
-        return {"optimizer": sgd, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+    def rank_state_dict(self) -> dict[str, Any]:
+        """See `Resumable`."""
+        return {"loss": mean_state(self.train_loss)}
 
-    def facts(self) -> dict[str, str]:
-        """Method and network."""
-        return {**super().facts(), "network": described(self.network)}
-
-    def own_state(self) -> dict[str, Any]:
-        """The loss so far in this epoch."""
-        return {"loss": metric_state(self.train_loss)}
-
-    def load_own_state(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """See `own_state`."""
+    def load_rank_state_dict(self, states: Sequence[dict[str, Any]], rank: int) -> None:
+        """See `Resumable`."""
         mine = states[rank :: self.trainer.world_size]
-        load_metric(self.train_loss, [state["loss"] for state in mine])
+        load_mean(self.train_loss, [state["loss"] for state in mine])
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary."""
-        return {
-            **measured(self.trainer, "accuracy"),
-            "parameters": sum(p.numel() for p in self.network.parameters()),
-        }
+        found = validation_metrics(self.trainer, "accuracy")
+        return {**found, "parameters": count_parameters(self.network)}
 
     @property
-    def product(self) -> Classifier:
-        """What the run is for."""
+    def exported_classifier(self) -> Classifier:
+        """The network that the run is for."""
         return self.network
+
+
+def with_step_schedule(
+    module: LightningModule, optimizer: Optimizer, scheduler: Callable[..., Any], resumed: bool
+) -> Any:
+    """What `configure_optimizers` returns for a schedule over all steps of a run.
+
+    Raises:
+        InputError: The run has no end.
+    """
+    # Estimating opens the first epoch's batches for good; a saved schedule knows its length.
+    steps = 1 if resumed else module.trainer.estimated_stepping_batches
+    if steps == math.inf:
+        raise InputError("max_epochs must be a number of epochs, not without an end.")
+    schedule = build_scheduler(scheduler, optimizer, int(steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -3,29 +3,36 @@
 Micaelli and Storkey, NeurIPS 2019, arXiv 1905.09768.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from nayer_pl.distillation.divergence import gradient_norm
-from nayer_pl.distillation.online import OnlineDistillation
-from nayer_pl.errors import InputError, require, require_not_negative
-from nayer_pl.losses.functional import divergence
+from nayer_pl.distillation.guards import gradient_norm
+from nayer_pl.distillation.module import DataFreeDistillation
+from nayer_pl.errors import InputError
+from nayer_pl.losses.distillation import KLDivergence
+from nayer_pl.losses.functional import attention_loss, kl_divergence
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.modes import frozen
-from nayer_pl.networks.watching import layer_outputs
+from nayer_pl.networks.hooks import frozen, layer_outputs
+from nayer_pl.networks.teacher import FrozenTeacher
+from nayer_pl.runtime.options import checked
+from nayer_pl.synthesis.generators import Generator
+from nayer_pl.synthesis.online import OnlineSynthesizer
 
 
-class ZSKT(OnlineDistillation):
+class ZSKT(DataFreeDistillation):
     """The generator looks for images that student and teacher disagree on; the student learns them.
 
     A turn belongs to one batch of z (algorithm 1): after the generator's step the student takes
     its steps, ten in the paper, all on the images of that z. The generator maximizes
     KL(teacher || student). The student minimizes it together with attention transfer (equation 1).
+    The plan should be interleaved.
 
     Paper and published code differ; this is the code. It averages the student's divergence over
     classes as well as images, and the squares of attention differences over pixels, and beta was
@@ -34,114 +41,116 @@ class ZSKT(OnlineDistillation):
     generator looks for its weaknesses.
 
     Args:
-        teacher, student, image_shape: see `OnlineDistillation`, which also takes `online`.
-        beta: weight of attention transfer; 0 goes without it.
-        round_size: z in a turn; the student sees all of them, or the first of them if its batches
-            are smaller.
-        temperature: of both losses.
-        learning_rate: of the student's Adam; falls to `min_learning_rate` along a cosine.
-        momentum: Adam's first beta.
-        weight_decay: of the student's Adam.
-        max_gradient_norm: to which the gradient of either network is clipped before a step.
-        online: the generator's arguments, seed and so on of `OnlineDistillation`.
+        teacher: Trained classifier; frozen here.
+        student: Classifier with as many outputs.
+        image_shape: (C, H, W) of the images to make.
+        beta: Weight of attention transfer in the student's loss; 0 leaves it out.
+        temperature: Temperature of the divergence that the generator maximizes.
+        max_gradient_norm: Gradients of either network are clipped to this norm before a step.
+        round_size: Number of z in a turn; the student sees all of them, or the first of them if
+            its batches are smaller.
+        noise_features: Size of z ~ N(0, 1).
+        generator: (features, image_shape) -> generator.
+        generator_steps: Steps of the generator in a turn, all with the same z.
+        generator_lr: Learning rate of the generator's Adam, which continues from turn to turn
+            and falls as the student's does.
+        generator_betas: Betas of that Adam.
+        augmentation: Of the images before teacher and student judge them; None for none.
+        student_loss: (student logits, teacher logits, labels) -> scalar.
+        optimizer: Parameters -> optimizer of the student.
+        scheduler: Optimizer -> its learning-rate schedule over distillation epochs.
+        seed: Seed of this rank's noise.
+        check_teacher: Stop before any synthesis if the teacher is no better than guessing.
+        compile: Let `torch.compile` fuse the steps; the first ones then take a minute or more.
 
     Raises:
-        InputError: with `beta`, teacher and student have no feature maps of the same resolution.
+        InputError: With `beta`, teacher and student have no feature maps of the same resolution.
+
+    Example:
+        >>> from nayer_pl.networks import create_model
+        >>> teacher = Classifier(create_model("wrn16_2", num_classes=3), mean=[0.5], std=[0.2])
+        >>> student = Classifier(create_model("wrn16_1", num_classes=3))
+        >>> len(ZSKT(teacher, student, (3, 32, 32)).pairs)
+        3
     """
 
-    z: Tensor
+    synthesizer: "TurnSynthesizer"
 
+    @checked
     def __init__(
         self,
         teacher: Classifier,
         student: Classifier,
         image_shape: Sequence[int],
-        beta: float = 250.0,
-        round_size: int = 128,
-        temperature: float = 1.0,
-        learning_rate: float = 2e-3,
-        min_learning_rate: float = 0.0,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        max_gradient_norm: float = 5.0,
-        **online: Any,
+        beta: NonNegativeFloat = 250.0,
+        temperature: PositiveFloat = 1.0,
+        max_gradient_norm: PositiveFloat = 5.0,
+        round_size: PositiveInt = 128,
+        noise_features: PositiveInt = 100,
+        generator: Callable[..., nn.Module] = Generator,
+        generator_steps: PositiveInt = 1,
+        generator_lr: NonNegativeFloat = 1e-3,
+        generator_betas: tuple[float, float] = (0.9, 0.999),
+        augmentation: Callable[..., Any] | None = None,
+        student_loss: Callable[..., Any] = KLDivergence(temperature=1.0, mean_over_classes=True),
+        optimizer: Callable[..., Any] = partial(Adam, lr=2e-3, fused=True),
+        scheduler: Callable[..., Any] = CosineAnnealingLR,
+        seed: int = 0,
+        check_teacher: bool = True,
+        compile: bool = False,
     ) -> None:
-        super().__init__(
-            teacher,
-            student,
-            image_shape,
-            temperature=temperature,
-            learning_rate=learning_rate,
-            min_learning_rate=min_learning_rate,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            **online,
+        frozen_teacher = FrozenTeacher(teacher)
+        synthesizer = TurnSynthesizer(
+            generator(noise_features, image_shape),
+            noise_features,
+            partial(diverge, temperature=temperature),
+            generator_steps,
+            generator_lr,
+            generator_betas,
+            augmentation,
+            round_size,
         )
-        require_not_negative(beta=beta)
-        require(max_gradient_norm > 0, "model.max_gradient_norm", "above 0", max_gradient_norm)
+        super().__init__(
+            frozen_teacher,
+            student,
+            synthesizer,
+            student_loss,
+            optimizer,
+            scheduler,
+            seed,
+            check_teacher,
+            compile,
+        )
         self.beta, self.max_gradient_norm = beta, max_gradient_norm
         self.pairs = paired_layers(teacher, student, image_shape) if beta else []
-        self.register_buffer("z", torch.zeros(round_size, self.noise_features))
 
     def on_fit_start(self) -> None:
         """Check that a turn has enough images for the student."""
-        plan = self.datamodule.plan
-        if plan.batch_size > len(self.z):
+        batch_size, turn = self.datamodule.plan.batch_size, len(self.synthesizer.z)
+        if batch_size > turn:
             raise InputError(
-                f"ZSKT's student learns from the {len(self.z)} images of the generator's turn, but "
-                f"plan.batch_size is {plan.batch_size}; set plan.round_size to the same."
+                f"ZSKT's student learns from the {turn} images of the generator's turn, but the "
+                f"plan's batch_size is {batch_size}; set its round_size to the same."
             )
         super().on_fit_start()
 
-    # The generator's turn
-
-    def synthesize(self, targets: Tensor, warm_up: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Draw the z of this turn, and let the generator take its steps on it."""
-        self.z.normal_(generator=self.rng)
-        return super().synthesize(targets, warm_up)
-
-    def make(self, count: int) -> Tensor:
-        """The first images of this turn, in [0, 1], [count, C, H, W]."""
-        return self.generator(self.z[:count])
-
-    def judge(self, images: Tensor) -> dict[str, Tensor]:
-        """The negative divergence."""
-        found = self._divergence(self.student(images), self.ask_teacher(images))
-        return {"loss": -found, "divergence": found}
-
-    def _divergence(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        return divergence(student_logits, teacher_logits, self.temperature).mean()
-
-    # The student's steps
-
-    def student_loss(self, images: Tensor) -> Tensor:
-        """KL(teacher || student) / number of classes + beta * attention (equation 1)."""
+    def student_objective(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """The student's loss + beta * attention transfer (equation 1)."""
         if not self.pairs:
-            with torch.no_grad():
-                wanted = self.ask_teacher(images)
-            return self._divergence(self.student(images), wanted) / wanted.shape[1]
-        teachers_layers, students_layers = zip(*self.pairs, strict=True)
+            return super().student_objective(images, labels)
+        teacher_layers, student_layers = zip(*self.pairs, strict=True)
         with torch.no_grad():
-            wanted, teacher_maps = layer_outputs(self.teacher, images, teachers_layers)
-        logits, student_maps = layer_outputs(self.student, images, students_layers)
+            teacher_logits, teacher_maps = layer_outputs(
+                self.teacher.classifier, images, teacher_layers
+            )
+        logits, student_maps = layer_outputs(self.student, images, student_layers)
         differences = [
             attention_loss(student_maps[student], teacher_maps[teacher])
             for teacher, student in self.pairs
         ]
-        loss = self._divergence(logits, wanted) / wanted.shape[1]
+        labels = teacher_logits.argmax(1) if labels is None else labels
+        loss = self.updater.loss(logits, teacher_logits, labels)
         return loss + self.beta * torch.stack(differences).sum()
-
-    def student_optimizer(self) -> Optimizer:
-        """Adam."""
-        return Adam(
-            self.student.parameters(),
-            lr=self.learning_rate,
-            betas=(self.momentum, 0.999),
-            weight_decay=self.weight_decay,
-            fused=True,
-        )
-
-    # Both
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient, which is multiplied by the loss's scale where losses are scaled."""
@@ -150,25 +159,54 @@ class ZSKT(OnlineDistillation):
         clip_gradient(optimizer, limit if scaler is None else scaler.scale(limit))
 
 
+class TurnSynthesizer(OnlineSynthesizer):
+    """All images of a turn are of the same z, the student's too."""
+
+    z: Tensor
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        noise_features: int,
+        criterion: Callable[..., Any],
+        steps: int,
+        lr: float,
+        betas: tuple[float, float],
+        augmentation: Callable[..., Any] | None,
+        round_size: int,
+    ) -> None:
+        super().__init__(
+            generator, noise_features, criterion, steps, lr, betas, augmentation, True, round_size
+        )
+        self.register_buffer("z", torch.zeros(round_size, self.noise_features))
+
+    def start_round(self, targets: Tensor, teacher: FrozenTeacher, bank: Any) -> None:
+        """Draw the z of this turn."""
+        self.z.normal_(generator=self.rng)
+
+    def sample(self, count: int) -> Tensor:
+        """The first images of this turn, in [0, 1], [count, C, H, W]."""
+        return self.generator(self.z[:count])
+
+
+def diverge(
+    images: Tensor,
+    targets: Tensor,
+    teacher: FrozenTeacher,
+    student: nn.Module,
+    warm_up: bool,
+    temperature: float,
+) -> dict[str, Tensor]:
+    """The negative divergence of student and teacher, for the generator."""
+    divergence = kl_divergence(student(images), teacher(images), temperature).mean()
+    return {"loss": -divergence, "divergence": divergence}
+
+
 def clip_gradient(optimizer: Optimizer, limit: Tensor) -> None:
     """Scale the gradient of all parameters together down to a norm of `limit`, a scalar."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     factor = (limit / gradient_norm(parameters)).clamp(max=1)  # 1 too where the norm is 0
     torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
-
-
-def attention(maps: Tensor) -> Tensor:
-    """Where a layer looks: the mean square over channels, [B, C, H, W] -> unit vectors [B, H W].
-
-    Zagoruyko and Komodakis, 2017, arXiv 1612.03928, section 3.1.
-    """
-    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    return F.normalize(maps.square().mean(1).flatten(1))
-
-
-def attention_loss(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
-    """Mean squared difference of attention; a scalar. Channels of [B, C, H, W] may differ."""
-    return (attention(student_maps) - attention(teacher_maps)).square().mean()
 
 
 def paired_layers(
@@ -180,10 +218,9 @@ def paired_layers(
     if not pairs:
         raise InputError(
             "Teacher and student have no feature maps of the same resolution, so attention cannot "
-            f"be transferred (teacher: {_sizes(theirs)}; student: {_sizes(own)}); set model.beta=0 "
-            "to go without it, or choose a method that does without it: model=dfad works with "
-            "every teacher, model=dafl with one that ends in a linear layer, model=nayer with one "
-            "that has BatchNorms."
+            f"be transferred (teacher: {_sizes(theirs)}; student: {_sizes(own)}); set beta=0 to "
+            "leave it out, or choose a method that needs none: DFAD works with every teacher, DAFL "
+            "with one that ends in a linear layer, NAYER with one that has BatchNorms."
         )
     return pairs
 

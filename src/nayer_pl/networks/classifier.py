@@ -10,21 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from nayer_pl.errors import InputError
-from nayer_pl.networks.architecture import build_network
-from nayer_pl.networks.modes import preserve_mode
+from nayer_pl.networks.hooks import preserve_mode
+from nayer_pl.networks.registry import build_network
 from nayer_pl.networks.weights import load_weights
 
 log = logging.getLogger(__name__)
 
 
 class Classifier(nn.Module):
-    """Teacher or student: has_normalization images in [0, 1] as `network` was trained to see them.
+    """A teacher or student: it normalizes images in [0, 1] as `network` was trained to see them.
+
+    Without `mean` and `std` it cannot classify images before `copy_normalization`.
 
     Args:
         network: images [B, C, H, W] -> logits [B, num_classes].
         mean: per-channel mean, one value or C.
-        std: per-channel standard deviation, one value or C. Neither of them leaves the choice to
-            `copy_normalization`; images cannot be classified before.
+        std: per-channel standard deviation, one value or C.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+        >>> classifier = Classifier(network, mean=[0.5], std=[0.25])
+        >>> classifier(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     mean: Tensor | None
@@ -64,10 +71,10 @@ class Classifier(nn.Module):
         logits = self.network((images - self.mean) / self.std)
         if not isinstance(logits, Tensor):
             raise InputError(
-                f"{type(self.network).__name__} must answer images with logits [B, classes], not "
-                f"{type(logits).__name__}, in training mode too; turn its other answers off."
+                f"{type(self.network).__name__} must return logits [B, classes], not "
+                f"{type(logits).__name__}, in training mode too; turn its other outputs off."
             )
-        # Whatever the network computes in, losses at high temperature want float32's digits.
+        # Losses at high temperature need float32's digits, whatever the network computes in.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @property
@@ -76,14 +83,21 @@ class Classifier(nn.Module):
         return self.mean is not None
 
     def copy_normalization(self, other: "Classifier") -> None:
-        """Take over another classifier's normalization; a student's is its teacher's."""
+        """Normalize as another classifier does; a student normalizes as its teacher.
+
+        Args:
+            other: a classifier that has a normalization.
+
+        Raises:
+            InputError: it has none.
+        """
         if other.mean is None or other.std is None:
             raise InputError("The other classifier has no normalization; give it mean and std.")
         self.mean, self.std = other.mean.clone(), other.std.clone()
 
     @property
     def description(self) -> dict[str, Any] | None:
-        """What `build_classifier` needs to rebuild this, or None if nobody recorded it."""
+        """The arguments of `build_classifier` that rebuild this; None if they are not known."""
         architecture = getattr(self.network, "architecture", None)
         if architecture is None:
             return None
@@ -97,16 +111,19 @@ class Classifier(nn.Module):
         return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
 
     def dummy_images(self, image_shape: Sequence[int], count: int = 1) -> Tensor:
-        """Images to ask the network something about itself with, [count, C, H, W]."""
+        """Gray images [count, C, H, W], for finding out what the network returns."""
         like = next(self.parameters(), torch.empty(0))
         return torch.full((count, *image_shape), 0.5, device=like.device, dtype=like.dtype)
 
     @torch.no_grad()
     def num_classes(self, image_shape: Sequence[int]) -> int:
-        """Number of outputs, asked of the network itself with one gray image.
+        """Number of logits, found by classifying one gray image.
+
+        Args:
+            image_shape: (C, H, W) of the images.
 
         Raises:
-            InputError: the network does not take images of this shape, or its answer is no logits.
+            InputError: the network does not take images of this shape, or returns no logits.
         """
         name = type(self.network).__name__
         values = 1 if self.mean is None else self.mean.numel()
@@ -122,22 +139,25 @@ class Classifier(nn.Module):
             with preserve_mode(self):
                 self.eval()
                 answer: Any = self.network(image)
-        except Exception as error:  # it may be anybody's
+        except Exception as error:  # networks of others can raise anything
             raise InputError(
                 f"{name} does not take images of shape {tuple(image_shape)}: "
                 f"{error or type(error).__name__}"
             ) from error
         if not isinstance(answer, Tensor) or answer.ndim != 2:
             got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise InputError(f"{name} must answer images with logits [B, classes], not {got}.")
+            raise InputError(f"{name} must return logits [B, classes] for images, not {got}.")
         return answer.shape[1]
 
     @torch.no_grad()
     def check_train_forward(self, image_shape: Sequence[int]) -> None:
-        """Ask the network once as training will, and leave its state as it is.
+        """Call the network once in training mode, and leave its state as it is.
+
+        Args:
+            image_shape: (C, H, W) of the images.
 
         Raises:
-            InputError: its answer in training mode is no logits.
+            InputError: it returns no logits.
         """
         before = [buffer.clone() for buffer in self.network.buffers()]
         try:
@@ -160,26 +180,32 @@ def build_classifier(
     weights: str | Path | None = None,
     prefix: str | None = None,
     trust_code: bool = False,
-    **arguments: Any,
 ) -> Classifier:
     """Build a `Classifier` from a description of its network.
 
+    If the weights know the normalization that they were trained with, it is used: that of a file
+    of this package always, that of weights that the builder downloaded (its network's
+    `normalization`) if `mean` and `std` are not given.
+
     Args:
         architecture: `_target_` and arguments of the network.
-        mean, std: its normalization. Weights that know the one they were trained with win: a file
-            of this package, or weights that the builder fetched (its network's `normalization`)
-            where nothing is given.
-        weights: a file to start from; without one the network is as its builder leaves it.
-        prefix: what stands before the network's keys in that file; None finds it.
+        mean: per-channel mean of the images.
+        std: per-channel standard deviation of the images.
+        weights: a file to start from; without one the network is as its builder returns it.
+        prefix: the text before the network's keys in the file; None finds it.
         trust_code: open a file that runs code when it is opened.
-        arguments: more arguments of the network, by name.
 
     Raises:
         InputError: the network cannot be built, or the weights do not fit it.
+
+    Example:
+        >>> wrn = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 10}
+        >>> build_classifier(wrn, mean=[0.5], std=[0.25]).num_classes((3, 32, 32))
+        10
     """
-    description = {**architecture, **arguments}
+    description = dict(architecture)
     if weights is not None and "pretrained" in description:
-        description["pretrained"] = False  # nothing is fetched only to be replaced
+        description["pretrained"] = False  # no download that would be replaced
     network = build_network(description)
     facts = {} if weights is None else load_weights(network, weights, prefix, trust_code)
     given, carried = Classifier(network, mean, std), facts.get("classifier")
@@ -191,14 +217,14 @@ def build_classifier(
                 weights, carried["mean"], carried["std"], mean, std,
             )  # fmt: skip
         return own
-    fetched = getattr(network, "normalization", None)
-    if not given.has_normalization and isinstance(fetched, Mapping):
-        given = Classifier(network, **fetched)
+    downloaded = getattr(network, "normalization", None)
+    if not given.has_normalization and isinstance(downloaded, Mapping):
+        given = Classifier(network, **downloaded)
     return given
 
 
 def _alike(first: Mapping[str, list[float]], second: Mapping[str, list[float]]) -> bool:
-    """Whether two normalizations are the same; one value stands for every channel."""
+    """Whether two normalizations are the same, where one value is for every channel."""
     channels = max(len(first["mean"]), len(second["mean"]))
     return all(
         first[key] * (channels // len(first[key])) == second[key] * (channels // len(second[key]))

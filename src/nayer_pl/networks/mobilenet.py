@@ -7,7 +7,9 @@ the state dicts published in that layout load unchanged.
 import torch
 from torch import Tensor, nn
 
-from nayer_pl.networks.architecture import architecture
+from nayer_pl.networks.registry import architecture
+
+__all__ = ["mobilenetv2", "mobilenetv2_imagenet"]
 
 # Expansion, channels and number of blocks of each stage (table 2 of the paper).
 STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))

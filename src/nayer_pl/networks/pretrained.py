@@ -1,4 +1,4 @@
-"""One file that is enough to use a trained classifier: weights, architecture, normalization."""
+"""Trained classifiers and their files: weights, architecture and normalization together."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from nayer_pl.errors import InputError
-from nayer_pl.networks.architecture import BUILDERS
 from nayer_pl.networks.classifier import Classifier, build_classifier
+from nayer_pl.networks.registry import BUILDERS
 from nayer_pl.networks.weights import read_weights, save_weights
 
 log = logging.getLogger(__name__)
@@ -17,9 +17,24 @@ def save_classifier(path: str | Path, classifier: Classifier, **facts: Any) -> N
     """Write `classifier` to a `.safetensors` file that `load_classifier` can rebuild.
 
     Args:
-        path: the file; complete or not there at all, also after a crash.
-        classifier: its network's own state dict is written, under the network's own keys.
-        facts: anything else worth keeping (class names, image shape, accuracy), as JSON.
+        path: the file, which is complete or not there at all, also after a crash.
+        classifier: its network's state dict is written under the network's own keys.
+        facts: anything else to keep (class names, image shape, accuracy), as JSON.
+
+    Raises:
+        InputError: the path does not end in `.safetensors`.
+
+    Example:
+        >>> import tempfile
+        >>> from nayer_pl import build_classifier
+        >>> wrn = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 2}
+        >>> student = build_classifier(wrn, mean=[0.5], std=[0.25])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/student.safetensors"
+        ...     save_classifier(path, student, class_names=["cat", "dog"])
+        ...     loaded, facts = load_classifier(path)
+        >>> facts["class_names"], loaded.normalization
+        (['cat', 'dog'], {'mean': [0.5], 'std': [0.25]})
     """
     if classifier.description is None:
         log.warning(
@@ -36,18 +51,23 @@ def load_classifier(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> tuple[Classifier, dict[str, Any]]:
-    """Rebuild a classifier saved by `save_classifier`; returns it, frozen, and the file's facts.
+    """Rebuild a classifier saved by `save_classifier`; see the example there.
+
+    A file must not choose which code runs, nor download anything: only architectures of
+    `nayer_pl.networks` are rebuilt because the file names them.
 
     Args:
         path: the file.
-        architecture: `_target_` and arguments, for a network that is not from this package. The
-            file names an import path too, but a file must not choose what code runs, nor fetch
-            anything: only architectures of `nayer_pl.networks` are rebuilt on its word.
-        mean, std: the normalization, for a file that does not know it.
+        architecture: `_target_` and arguments, for a network that is not from this package.
+        mean: per-channel mean, for a file that does not hold it.
+        std: per-channel standard deviation, for a file that does not hold it.
+
+    Returns:
+        The classifier, frozen, and the facts in the file.
 
     Raises:
-        InputError: the file does not say how to rebuild the network, or names foreign code, or
-            nobody says how its images are normalized.
+        InputError: the architecture is not named or from elsewhere, or the normalization is not
+            known.
     """
     _, facts = read_weights(path)
     if architecture is None:
@@ -65,7 +85,7 @@ def _named_architecture(path: str | Path, description: Any) -> Mapping[str, Any]
     target = named.get("_target_") if isinstance(named, Mapping) else None
     if target not in BUILDERS:
         raise InputError(
-            f"'{path}' does not name an architecture that is rebuilt on a file's word"
+            f"'{path}' does not name an architecture of this package"
             + (
                 f" but '{target}'; if you trust it, give architecture={named}."
                 if target
@@ -73,3 +93,69 @@ def _named_architecture(path: str | Path, description: Any) -> Mapping[str, Any]
             )
         )
     return named  # type: ignore[return-value]
+
+
+def load_teacher(
+    architecture: Mapping[str, Any],
+    weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    trained_by: str | None = None,
+    prefix: str | None = None,
+    trust_code: bool = False,
+) -> Classifier:
+    """Build the teacher, load its weights and freeze it.
+
+    Args:
+        architecture: `_target_` and arguments of its network.
+        weights: a `.safetensors`, `.pth`, `.pt` or `.ckpt` file; None if the builder returns a
+            trained network.
+        mean: per-channel mean it was trained with, for weights that do not know it.
+        std: per-channel standard deviation, likewise (see `build_classifier`).
+        trained_by: overrides for `train.py` that would make the file, for the error message.
+        prefix: the text before the network's keys in the file; None finds it.
+        trust_code: open a file that runs code when it is opened.
+
+    Raises:
+        InputError: the file is not there (with the command that makes it), the weights do not fit,
+            or the normalization is not known.
+
+    Example:
+        >>> wrn = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 10}
+        >>> load_teacher(wrn, "none.pth")
+        Traceback (most recent call last):
+        nayer_pl.errors.InputError: The teacher's weights are not at 'none.pth'; give weights=PATH
+    """
+    if weights is not None and not Path(weights).is_file():
+        training = f"python train.py {trained_by} teacher.weights='{weights}'"
+        hint = f", or train them: {training}" if trained_by else ""
+        raise InputError(f"The teacher's weights are not at '{weights}'; give weights=PATH{hint}")
+    ours = architecture.get("_target_") in BUILDERS  # built with untrained weights
+    if weights is None and not architecture.get("pretrained", not ours):
+        raise InputError("An untrained teacher has nothing to teach; give weights=PATH.")
+    teacher = build_classifier(architecture, mean, std, weights, prefix, trust_code)
+    if not teacher.has_normalization:
+        raise InputError(
+            "These weights do not say how the teacher's images were normalized; give the "
+            "per-channel values it was trained with as mean=[...] and std=[...]."
+        )
+    return teacher.freeze()
+
+
+def check_no_shared_weights(teacher: Classifier, student: Classifier) -> None:
+    """Refuse a student whose training would change its teacher.
+
+    Args:
+        teacher: stays as it is.
+        student: is trained.
+
+    Raises:
+        InputError: they share a module or a parameter.
+    """
+    theirs = {id(module) for module in teacher.modules()}
+    theirs |= {id(parameter) for parameter in teacher.parameters()}
+    if any(id(part) in theirs for part in (*student.modules(), *student.parameters())):
+        raise InputError(
+            "Teacher and student are the same object, or have a network, a layer or weights in "
+            "common; build two."
+        )

@@ -7,7 +7,9 @@ published in that layout load unchanged.
 import torch
 from torch import Tensor, nn
 
-from nayer_pl.networks.architecture import architecture
+from nayer_pl.networks.registry import architecture
+
+__all__ = ["shufflenetv2"]
 
 
 def _pointwise(in_channels: int, out_channels: int) -> list[nn.Module]:

@@ -1,69 +1,159 @@
-"""The teacher: trained weights in a frozen classifier that carries its normalization."""
+"""The teacher: frozen, asked through a faster copy, and observed at its BatchNorms."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nayer_pl.errors import InputError
-from nayer_pl.networks.architecture import BUILDERS
-from nayer_pl.networks.classifier import Classifier, build_classifier
+from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.folding import folded
+from nayer_pl.runtime.precision import fused_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Statistics = tuple[Tensor, Tensor]
+"""Mean and biased variance of each channel of a batch, [C] and [C]."""
 
 
-def load_teacher(
-    architecture: Mapping[str, Any],
-    weights: str | Path | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    trained_by: str | None = None,
-    prefix: str | None = None,
-    trust_code: bool = False,
-    **arguments: Any,
-) -> Classifier:
-    """Build the teacher, load its weights and freeze it.
+class Observation(NamedTuple):
+    """What the teacher says about a batch of images, and what its BatchNorms saw of it."""
+
+    logits: Tensor
+    """[B, num_classes], at least float32."""
+    statistics: dict[nn.Module, Statistics]
+    """Of the input of each of `FrozenTeacher.norms` that was called."""
+
+
+class FrozenTeacher(nn.Module):
+    """The trained network that a student learns from. It never changes, and never trains.
+
+    There are three ways to ask it, for three purposes:
+
+    - `teacher(images)`: logits, from a copy that answers the same but faster (see `accelerate`);
+    - `teacher.observe(images)`: logits, and the statistics of the inputs of its BatchNorms;
+    - `teacher.classifier`: the network itself, without anything of ours inside.
 
     Args:
-        architecture: `_target_` and arguments of its network.
-        weights: a `.safetensors`, `.pth`, `.pt` or `.ckpt` file; None where the builder returns a
-            trained network.
-        mean, std: the normalization it was trained with, for weights that do not know it (see
-            `build_classifier`).
-        trained_by: overrides for `train.py` that would make the file, for the error message.
-        prefix: what stands before the network's keys in the file; None finds it.
-        trust_code: open a file that runs code when it is opened.
-        arguments: more arguments of the network, by name.
+        classifier: Images in [0, 1], [B, C, H, W] -> logits [B, num_classes].
 
-    Raises:
-        InputError: no such file (with the command that trains it), weights that do not fit, or a
-            normalization that nobody knows.
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+        >>> teacher = FrozenTeacher(Classifier(network, mean=[0.5], std=[0.5]))
+        >>> logits, statistics = teacher.observe(torch.rand(2, 1, 3, 3))
+        >>> logits.shape, len(statistics)
+        (torch.Size([2, 4]), 1)
     """
-    if weights is not None and not Path(weights).is_file():
-        training = f"python train.py {trained_by} teacher.weights='{weights}'"
-        hint = f", or train them: {training}" if trained_by else ""
-        raise InputError(
-            f"The teacher's weights are not at '{weights}'; give their path as "
-            f"teacher.weights=PATH{hint}"
-        )
-    description = {**architecture, **arguments}
-    ours = description.get("_target_") in BUILDERS  # born untrained
-    if weights is None and not description.get("pretrained", not ours):
-        raise InputError(
-            "An untrained teacher has nothing to teach; give its weights as teacher.weights=PATH."
-        )
-    teacher = build_classifier(description, mean, std, weights, prefix, trust_code)
-    if not teacher.has_normalization:
-        raise InputError(
-            "These weights do not say how the teacher's images were normalized; give the "
-            "per-channel values it was trained with as teacher.mean=[...] and teacher.std=[...]."
-        )
-    return teacher.freeze()
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier.freeze()
+        self.fast: Classifier | None
+        self.__dict__["fast"] = None  # no submodule: it is neither saved nor moved
+        # Hooks sit in a copy that shares every tensor, so the network itself stays free of them.
+        self._observed = tied_copy(self.classifier)
+        self.norms = [
+            module
+            for module in self._observed.modules()
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+        ]
+        for norm in self.norms:
+            norm.register_forward_pre_hook(self._observe)
+        self._statistics: dict[nn.Module, Statistics] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, num_classes] of images in [0, 1], [B, C, H, W]."""
+        return self.classifier(images) if self.fast is None else self.fast(images)
+
+    def observe(self, images: Tensor) -> Observation:
+        """Logits of images in [0, 1], and the statistics of every BatchNorm's input."""
+        self._statistics = {}
+        logits = self._observed(images)
+        statistics, self._statistics = self._statistics, {}  # nothing holds on to the graph
+        return Observation(logits, statistics)
+
+    def _observe(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._statistics[norm] = ChannelMoments.apply(inputs[0])
+
+    def require_norms(self, optional: bool = False) -> None:
+        """Raise an InputError if there are no BatchNorm statistics to match.
+
+        Args:
+            optional: Whether the method can do without them, with `bn_weight=0`.
+        """
+        if not self.norms:
+            without = (
+                "; or set bn_weight=0 if this one can work without the term (expect a weaker "
+                "student)"
+            )
+            raise InputError(
+                "The teacher has no BatchNorm2d with running statistics, so there is nothing for "
+                "the statistics term to match; choose a method that needs none: DFAD works with "
+                "every teacher, DAFL with one that ends in a linear layer, ZSKT with one that has "
+                f"feature maps{without if optional else ''}."
+            )
+
+    def accelerate(self, image_shape: Sequence[int], precision: Any) -> None:
+        """Answer from a copy with BatchNorms folded into convolutions, until `decelerate`.
+
+        Args:
+            image_shape: (C, H, W) of the images.
+            precision: As a `lightning.Trainer` has it.
+        """
+        # A plain attribute: as a submodule, the copy would be saved with the teacher.
+        self.__dict__["fast"] = folded(self.classifier, image_shape, fused_dtype(precision))
+
+    def decelerate(self) -> None:
+        """Forget the faster copy, which does not follow this module to another device."""
+        self.__dict__["fast"] = None
+
+    def train(self, mode: bool = True) -> "Self":
+        """Stay in evaluation mode, whatever `mode` is."""
+        return super().train(False)
 
 
-def check_no_shared_weights(teacher: Classifier, student: Classifier) -> None:
-    """Raise an InputError if teaching the student would change the teacher."""
-    theirs = {id(module) for module in teacher.modules()}
-    theirs |= {id(parameter) for parameter in teacher.parameters()}
-    if any(id(part) in theirs for part in (*student.modules(), *student.parameters())):
-        raise InputError(
-            "Teacher and student are the same object, or have a network, a layer or weights in "
-            "common; build two."
-        )
+class ChannelMoments(torch.autograd.Function):
+    """Mean and biased variance of every channel: [B, C, H, W] -> [C], [C], at least float32.
+
+    `torch.var_mean` in value, but by BatchNorm's own kernel, which is many times faster on images
+    whose channels are last; and differentiated in one pass over the images.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Statistics:
+        """One call, which sums in float32 also where x has fewer digits."""
+        if x.device.type in ("cpu", "cuda"):
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            unused = x.new_zeros(x.shape[1], dtype=dtype)  # running averages
+            mean, variance = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)
+        else:  # no such kernel
+            variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        ctx.save_for_backward(x, mean)
+        return mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """d mean / dx = 1 / n and d variance / dx = 2 (x - mean) / n."""
+        x, mean = ctx.saved_tensors
+        per_channel = x.shape[1] / x.numel()
+        slope = 2 * per_channel * grads[1]
+        offset = per_channel * grads[0] - slope * mean
+        offset, slope = (each.to(x.dtype).view(1, -1, 1, 1) for each in (offset, slope))
+        return torch.addcmul(offset, x, slope)
+
+
+def tied_copy(module: nn.Module) -> nn.Module:
+    """A second module with the same parameters and buffers, not copies of them."""
+    # Not only parameters and buffers: weight normalization keeps what it computes as an attribute.
+    kept = [value for part in module.modules() for value in vars(part).values()]
+    shared = {
+        id(tensor): tensor
+        for tensor in [*module.parameters(), *module.buffers(), *kept]
+        if isinstance(tensor, Tensor)
+    }
+    return copy.deepcopy(module, shared)

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nayer_pl.networks.architecture import architecture
+from nayer_pl.networks.registry import architecture
+
+__all__ = ["vgg11"]
 
 
 class VGG(nn.Module):

@@ -1,5 +1,6 @@
-"""Weight files: read without running code, found in any wrapping, fitted, written atomically."""
+"""Weight files: read without running code, in any layout, and written completely or not at all."""
 
+import hashlib
 import json
 import pickle
 from collections import Counter
@@ -27,7 +28,10 @@ def read_weights(
     Args:
         path: the file.
         trust_code: open pickles that hold more than tensors, such as a whole `nn.Module`, which
-            can run any code; without it, nothing of the file runs.
+            can run any code; without it, no code from the file runs.
+
+    Returns:
+        The tensors by name, and the metadata.
 
     Raises:
         InputError: the file is damaged, holds no tensors, or would run code.
@@ -48,7 +52,7 @@ def read_weights(
             raise InputError(
                 f"'{path}' is damaged, or holds more than tensors, and loading that could run "
                 "code; give a file of its state_dict alone, or, if you trust who made this one, "
-                "set trust_code=true (teacher.trust_code=true on the command line)."
+                "set trust_code=true."
             ) from error
         raise InputError(
             f"'{path}' is damaged or not a file of weights ({type(error).__name__}: {error}); copy "
@@ -77,15 +81,15 @@ def load_weights(
     """Load the weights in `path` into `network`, all of them, and return the file's metadata.
 
     Args:
-        network: what the weights are for.
+        network: gets the weights.
         path: see `read_weights`.
-        prefix: what stands before the network's own keys in the file, such as
-            `state_dict.student.network.`; None finds it. Whatever lies elsewhere is left alone.
+        prefix: the text before the network's own keys in the file, such as
+            `state_dict.student.network.`; None finds it. Other entries are ignored.
         trust_code: see `read_weights`.
 
     Raises:
-        InputError: several networks of the file fit, or none does: keys or shapes differ, and the
-            message names the first of each kind. Or a weight is NaN or infinite.
+        InputError: several networks of the file fit, or none does (keys or shapes differ, and the
+            message names the first of each kind), or a weight is NaN or infinite.
     """
     state, metadata = read_weights(path, trust_code)
     wanted = network.state_dict()
@@ -112,10 +116,7 @@ def load_weights(
 
 
 def _find_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Any) -> str:
-    """What stands before the keys of the one network in the file that has all that is wanted.
-
-    If there is none, of the one that has the most of it.
-    """
+    """The prefix under which the file has all wanted tensors, or else the most of them."""
     shared: Counter[str] = Counter()
     for key in state:
         words = key.split(".")
@@ -126,7 +127,7 @@ def _find_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path
     if len(fitting) > 1:
         raise InputError(
             f"'{path}' holds several networks that fit, under {' and '.join(map(repr, fitting))}; "
-            "say which by prefix= (teacher.prefix= on the command line)."
+            "choose one with prefix=."
         )
     most = [prefix for prefix, _ in shared.most_common(1)]
     return (fitting or most or [""])[0]
@@ -135,8 +136,8 @@ def _find_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path
 def _part(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], prefix: str
 ) -> dict[str, Tensor]:
-    """What is under `prefix`, without it."""
-    # Files from before PyTorch 0.4.1 do not count batches, and a trained network need not.
+    """The tensors whose names start with `prefix`, by the rest of their names."""
+    # Files from before PyTorch 0.4.1 do not count batches, and trained networks need no count.
     counters = {key: wanted[key] for key in wanted if key.endswith("num_batches_tracked")}
     under = [key for key in state if key.startswith(prefix)]
     return counters | {key.removeprefix(prefix): state[key] for key in under}
@@ -147,7 +148,7 @@ def _fits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
 
 
 def _misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What is wrong with `state`, in words; nothing if it fits."""
+    """The differences between `state` and `wanted` in words; empty if it fits."""
     shapes = {
         key: (tuple(state[key].shape), tuple(wanted[key].shape)) for key in wanted if key in state
     }
@@ -174,10 +175,15 @@ def _first(keys: list[str], shown: int = 3) -> str:
 
 
 def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, Any]) -> None:
-    """Write a `.safetensors` file, complete or not at all; `metadata` values must be JSON.
+    """Write a `.safetensors` file, completely or not at all.
+
+    Args:
+        path: the file.
+        network: its state dict is written.
+        metadata: values that JSON can express.
 
     Raises:
-        InputError: the file has another suffix, by which it would be read as another format.
+        InputError: the path has another suffix, with which it would be read as another format.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -187,7 +193,7 @@ def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, An
     for key, value in network.state_dict().items():
         tensor = value.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        # One layer may stand under two names; the format wants its weights under each.
+        # A layer may have two names, and the format needs its weights under each.
         tensors[key] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     facts = {key: json.dumps(value, default=str) for key, value in metadata.items()}
@@ -195,8 +201,27 @@ def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, An
 
 
 def _fact(text: str) -> Any:
-    """A metadata value: JSON if this package wrote it, any text if others did."""
+    """A metadata value: JSON from this package, any text from others."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """Twelve hexadecimal digits of a hash that is equal for equal weights.
+
+    Args:
+        weights: a module, or the tensors of a file by name.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> fingerprint(layer) == fingerprint(layer.state_dict())
+        True
+    """
+    digest = hashlib.sha256()
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]

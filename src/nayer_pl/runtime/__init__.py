@@ -1,1 +1,1 @@
-"""Ground for every room: files, random streams, processes, precision, other libraries."""
+"""What every room needs: files, random streams, processes, precision, options, libraries."""

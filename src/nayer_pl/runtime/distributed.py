@@ -1,7 +1,7 @@
-"""Several processes train one student: what they share, and what each keeps to itself.
+"""Helpers for distributed training.
 
-Every rank has its own generator and its own bank, and makes its images without talking to the
-others. Common to all is the student: DDP averages its gradients.
+Every rank has its own generator and its own bank, and makes its images without communication. The
+student is common to all ranks: DDP averages its gradients.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from nayer_pl.errors import InputError
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Raise an InputError if the student would not be whole on every rank."""
+    """Raise an InputError if the strategy does not keep the whole student on every rank."""
     strategy = trainer.strategy
     whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
     # Lightning derives these from DDPStrategy, but they are not DDP.
@@ -36,8 +36,8 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def refuse_sync_batchnorm(trainer: Trainer, module: nn.Module) -> None:
-    """Raise an InputError if a BatchNorm would wait for other ranks in the middle of a round."""
-    # The strategy turns every BatchNorm into one that waits only after the module was set up.
+    """Raise an InputError if a BatchNorm would wait for other ranks inside a synthesis round."""
+    # The strategy replaces BatchNorms only after the module was set up.
     asked = getattr(trainer.strategy, "_layer_sync", None) is not None
     if asked or any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
         raise InputError(
@@ -48,8 +48,8 @@ def refuse_sync_batchnorm(trainer: Trainer, module: nn.Module) -> None:
 
 
 def limit_ddp_to(module: LightningModule, part: str) -> None:
-    """Let DDP synchronize the submodule `part`, and leave everything else to each rank."""
-    # Under every name: the teacher's tensors stand in two places.
+    """Let DDP synchronize only the submodule `part`."""
+    # Under every name: the teacher's tensors are in two places.
     tensors = [
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
@@ -63,7 +63,7 @@ def limit_ddp_to(module: LightningModule, part: str) -> None:
 
 @torch.no_grad()
 def all_reduce_batchnorm(module: nn.Module) -> None:
-    """Make the running statistics of every BatchNorm the mean over the ranks, in one exchange."""
+    """Average the running statistics of every BatchNorm over the ranks, in one exchange."""
     if not _several():
         return
     buffers = [
@@ -84,7 +84,7 @@ def all_reduce_batchnorm(module: nn.Module) -> None:
 
 @contextmanager
 def averaged_batchnorm(module: nn.Module) -> Iterator[None]:
-    """As `all_reduce_batchnorm`, but afterwards every rank has its own again."""
+    """As `all_reduce_batchnorm`, but afterwards the ranks have their own statistics again."""
     own = [buffer.clone() for buffer in module.buffers()]
     all_reduce_batchnorm(module)
     try:
@@ -95,7 +95,7 @@ def averaged_batchnorm(module: nn.Module) -> Iterator[None]:
 
 
 def all_reduce_sum(value: float, device: torch.device) -> float:
-    """The sum of every rank's value."""
+    """The sum of a value over the ranks."""
     if not _several():
         return value
     summed = torch.tensor(value, dtype=torch.float64, device=device)
@@ -104,21 +104,21 @@ def all_reduce_sum(value: float, device: torch.device) -> float:
 
 
 def check_batch_size(batch_size: int, ranks: int) -> None:
-    """Raise an InputError if a batch cannot be shared out evenly."""
+    """Raise an InputError if a batch cannot be divided evenly among the ranks."""
     if batch_size % ranks:
         below = batch_size // ranks * ranks
         raise InputError(
-            f"plan.batch_size={batch_size} cannot be shared out evenly among {ranks} processes; "
+            f"batch_size={batch_size} cannot be divided evenly among {ranks} processes; "
             f"choose {f'{below} or ' if below else ''}{below + ranks}."
         )
 
 
 def sync_step_and_scaler(trainer: Trainer) -> None:
-    """Undo what a synthesis round, which not every rank had, did to the trainer.
+    """Make `global_step` and the loss scale equal on all ranks after a synthesis round.
 
-    `trainer.global_step` counts the generator's steps too, and decides whether a checkpoint is due,
-    for which all ranks wait. And the gradients of the student, which are averaged as they are, must
-    have the same loss scale on every rank (precision 16-mixed).
+    Not every rank has the same rounds, and `trainer.global_step` counts the generator's steps too.
+    It decides whether a checkpoint is due, for which all ranks wait. The loss scale (precision
+    16-mixed) must be equal because DDP averages scaled gradients.
     """
     if not _several():
         return
@@ -135,12 +135,12 @@ def sync_step_and_scaler(trainer: Trainer) -> None:
 
 
 def first_error(message: str | None) -> str | None:
-    """The message of the first rank that has one, on every rank."""
+    """The first message over all ranks that is not None, on every rank."""
     return next((found for found in all_gather(message) if found is not None), None)
 
 
 def all_gather(own: Any) -> list[Any]:
-    """What every rank has, in the order of the ranks, on every rank."""
+    """The objects of all ranks, in their order, on every rank."""
     if not _several():
         return [own]
     found: list[Any] = [None] * dist.get_world_size()
@@ -149,7 +149,7 @@ def all_gather(own: Any) -> list[Any]:
 
 
 def all_reduce_any(flags: list[bool], device: torch.device) -> list[bool]:
-    """Which of these flags are set on any rank."""
+    """Which of these flags are set on at least one rank."""
     if not _several():
         return flags
     together = torch.tensor(flags, dtype=torch.int32, device=device)

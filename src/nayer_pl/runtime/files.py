@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, also when the disk is full or the power fails."""
+"""Files that are whole or absent, also after a full disk or a power failure."""
 
 import logging
 import os
@@ -10,10 +10,10 @@ log = logging.getLogger(__name__)
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Write or replace a file; several processes may.
+    """Write or replace a file; several processes may do so at once.
 
     Raises:
-        OSError: it cannot be written, and is what it was before; `filename` says which.
+        OSError: It cannot be written, and is unchanged; `filename` names it.
     """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -36,14 +36,14 @@ def write_or_warn(path: Path, content: bytes) -> None:
     try:
         write_durably(path, content)
     except OSError as error:
-        log.warning("%s; the run goes on without it.", cannot_write(error))
+        log.warning("%s; the run continues without it.", cannot_write(error))
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add to a file.
+    """Append to a file.
 
     Raises:
-        OSError: it cannot be written, and is as long as it was before; `filename` says which.
+        OSError: It cannot be written, and is as long as before; `filename` names it.
     """
     before = path.stat().st_size
     try:
@@ -56,10 +56,10 @@ def append(path: Path, content: bytes) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Make a folder, if it is not there, and see that files can be written to it.
+    """Make a folder if it is not there, and check that files can be written to it.
 
     Raises:
-        OSError: they cannot; `filename` says which folder.
+        OSError: They cannot; `filename` names the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,20 +71,20 @@ def check_folder(folder: Path) -> None:
 
 
 def cannot_write(error: OSError) -> str:
-    """Which file, and why, in words."""
+    """Which file cannot be written, and why, in words."""
     if error.filename is None:
         return str(error)
     return f"'{error.filename}' cannot be written ({error.strerror})"
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed left half-written in a folder."""
+    """Remove the half-written files of killed processes from a folder."""
     for path in folder.glob("*.part"):
         _remove(path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Let the disk know which names a folder has."""
+    """Make the names of a folder's files durable."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

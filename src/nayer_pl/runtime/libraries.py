@@ -1,4 +1,4 @@
-"""Other libraries: imports that may fail, errors in a page of text, files that could run code."""
+"""Other libraries: optional imports, long error messages, files that could run code."""
 
 import importlib
 import os
@@ -11,10 +11,10 @@ from nayer_pl.errors import InputError
 
 
 def import_optional(module: str) -> ModuleType:
-    """Import what not everybody has installed.
+    """Import an optional dependency.
 
     Raises:
-        InputError: it is missing, or does not work with this PyTorch; says what to install.
+        InputError: It is missing, or does not work with this PyTorch; says what to install.
     """
     try:
         return importlib.import_module(module)
@@ -27,7 +27,12 @@ def import_optional(module: str) -> ModuleType:
 
 @contextmanager
 def friendly_errors(what: str, advice: str) -> Iterator[None]:
-    """Turn whatever a package or a download raises into one sentence with what to do."""
+    """Turn any error of a package or a download into an InputError of one sentence.
+
+    Args:
+        what: What failed, for example "The data set cannot be loaded".
+        advice: What to do about it.
+    """
     try:
         yield
     except InputError:
@@ -41,9 +46,9 @@ def friendly_errors(what: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def weights_only_load() -> Iterator[None]:
-    """Let `torch.load` read nothing but tensors, also where a package asks for more.
+    """Let `torch.load` read only tensors, also where a package asks for more.
 
-    timm and torch.hub would unpickle, and thereby run, whatever a weight file holds.
+    timm and torch.hub would unpickle any object in a weight file, which can run code.
     """
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
@@ -58,5 +63,5 @@ def weights_only_load() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The sentence of an error, without the page after it."""
+    """The first line of an error's message, without a full stop; or else the name of its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""The number format in which this machine is fastest without its results suffering."""
+"""The fastest number format of this machine that does not make results worse."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ def fastest_precision(accelerator: str = "auto") -> str:
     slower (benchmarks/README.md).
 
     Args:
-        accelerator: as `lightning.Trainer` takes it.
+        accelerator: As in `lightning.Trainer`.
     """
     native = False
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -29,13 +29,13 @@ def fastest_precision(accelerator: str = "auto") -> str:
 
 
 def fused_dtype(precision: Any) -> torch.dtype | None:
-    """What the fused layers of a frozen teacher compute in (`networks.fusing`).
+    """The dtype of the fused layers of a frozen teacher (`networks.folding`).
 
     Args:
-        precision: of a `lightning.Trainer`.
+        precision: `precision` of a `lightning.Trainer`.
 
     Returns:
-        None where layers cannot be fused.
+        The dtype; None where layers cannot be fused.
     """
     known = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
     return known.get(str(precision))

@@ -1,15 +1,14 @@
-"""What makes an image and what judges it; pure torch."""
+"""What makes images: generators, their inputs, augmentation, and the rounds that train them."""
 
-from nayer_pl.losses.batchnorm import BatchNormMatching
-from nayer_pl.losses.functional import adversarial_loss, class_loss, distillation_loss
-from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning
+from nayer_pl.synthesis.augmentation import RandomCropFlip, RandomResizedPart, RollFlip
+from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning, NoisyLayer
 from nayer_pl.synthesis.generators import DeepGenerator, Generator
 from nayer_pl.synthesis.label_text import EmbeddingFile, LabelText
-from nayer_pl.synthesis.noisy_layer import NoisyLayer
+from nayer_pl.synthesis.online import OnlineSynthesizer
+from nayer_pl.synthesis.synthesizer import Synthesizer
 from nayer_pl.synthesis.text_encoder import TextEncoder
 
 __all__ = [
-    "BatchNormMatching",
     "DeepGenerator",
     "EmbeddingFile",
     "Generator",
@@ -17,8 +16,10 @@ __all__ = [
     "LabelText",
     "NoiseConditioning",
     "NoisyLayer",
+    "OnlineSynthesizer",
+    "RandomCropFlip",
+    "RandomResizedPart",
+    "RollFlip",
+    "Synthesizer",
     "TextEncoder",
-    "adversarial_loss",
-    "class_loss",
-    "distillation_loss",
 ]

@@ -1,4 +1,4 @@
-"""Generators: features of a label -> an image in [0, 1]."""
+"""Generators: features of a label, or noise -> an image in [0, 1]."""
 
 import logging
 import math
@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from nayer_pl.errors import InputError, require
+from nayer_pl.errors import InputError
+from nayer_pl.runtime.options import checked
 
 log = logging.getLogger(__name__)
 
-MOST_CHANNELS = 512
-LARGE = 2e8  # weights of a layer; with gradient and Adam's averages 3 GB
+MAX_CHANNELS = 512
+LARGE_LAYER = 2e8  # weights; with gradient and Adam's averages 3 GB
 
 
 class UpsampledConv(nn.Conv2d):
@@ -77,44 +80,48 @@ class _Interleave(torch.autograd.Function):
 
 
 class Generator(nn.Module):
-    """Linear, then convolutions between nearest-neighbour upsamplings, then a sigmoid.
+    """Linear, then convolutions between nearest-neighbor upsamplings, then a sigmoid.
 
     The first two convolutions of a 32 or 64 px image have 2 and 1 times `width` channels; deeper
     generators start from as many more doublings.
 
     Args:
-        features: size of the input.
-        image_shape: (C, H, W); H and W must be divisible by 2**upsamplings.
-        width: channels before the last convolution.
-        upsamplings: doublings of the resolution.
+        features: Size of the input.
+        image_shape: (C, H, W) of the images; H and W must be divisible by 2**upsamplings.
+        width: Channels before the last convolution.
+        upsamplings: Doublings of the resolution.
 
     Raises:
-        InputError: sides of the image that are not divisible, or a size below 1.
+        InputError: Sides of the image are not divisible, or a size is below 1.
+
+    Example:
+        >>> generator = Generator(features=8, image_shape=(3, 32, 32), width=4)
+        >>> generator(torch.randn(2, 8)).shape
+        torch.Size([2, 3, 32, 32])
     """
 
+    @checked
     def __init__(
         self,
-        features: int,
-        image_shape: Sequence[int],
-        width: int = 64,
-        upsamplings: int = 2,
+        features: PositiveInt,
+        image_shape: Sequence[PositiveInt],
+        width: PositiveInt = 64,
+        upsamplings: NonNegativeInt = 2,
     ) -> None:
         super().__init__()
-        require(width >= 1, "The generator's width", "at least 1", width)
         channels, height, wide = image_shape
-        require(min(image_shape) >= 1, "Every side of image_shape", "at least 1", [*image_shape])
         scale = 2**upsamplings
         if height % scale or wide % scale:
             raise InputError(
                 f"The generator doubles its resolution {upsamplings} times and cannot make "
                 f"{height}x{wide} images; choose sides divisible by {scale}."
             )
-        widths = [min(width * 2**i, MOST_CHANNELS) for i in reversed(range(upsamplings))]
+        widths = [min(width * 2**i, MAX_CHANNELS) for i in reversed(range(upsamplings))]
         start = (widths[0], height // scale, wide // scale)
-        if features * math.prod(start) > LARGE:
+        if features * math.prod(start) > LARGE_LAYER:
             log.warning(
                 "The generator's first layer has %s million weights, because it starts from "
-                "%sx%s pixels; data.generator=nayer_pl.DeepGenerator starts from 14x14 of 224.",
+                "%sx%s pixels; nayer_pl.DeepGenerator starts from 14x14 of 224.",
                 f"{features * math.prod(start) / 1e6:,.0f}", *start[1:],
             )  # fmt: skip
         layers: list[nn.Module] = [
@@ -124,11 +131,7 @@ class Generator(nn.Module):
         ]
         previous = widths[0]
         for out in widths:
-            layers += [
-                UpsampledConv(previous, out),
-                nn.BatchNorm2d(out),
-                nn.LeakyReLU(0.2),
-            ]
+            layers += [UpsampledConv(previous, out), nn.BatchNorm2d(out), nn.LeakyReLU(0.2)]
             previous = out
         layers.append(nn.Conv2d(previous, channels, 3, padding=1))
         self.layers = nn.Sequential(*layers)
@@ -140,15 +143,41 @@ class Generator(nn.Module):
 
 
 class DeepGenerator(Generator):
-    """For 224 px: from 14x14 by four upsamplings, five convolutions."""
+    """A generator for 224 px: from 14x14 by four upsamplings, five convolutions.
+
+    Args:
+        features: Size of the input.
+        image_shape: (C, H, W) of the images; H and W must be divisible by 16.
+        width: Channels before the last convolution.
+
+    Example:
+        >>> DeepGenerator(features=8, image_shape=(3, 32, 32), width=4)(torch.randn(2, 8)).shape
+        torch.Size([2, 3, 32, 32])
+    """
 
     def __init__(self, features: int, image_shape: Sequence[int], width: int = 64) -> None:
         super().__init__(features, image_shape, width, upsamplings=4)
 
 
 def reset_parameters_(generator: nn.Module) -> None:
-    """Draw all weights anew, in place: optimizers keep pointing at the same parameters."""
+    """Draw all weights again, in place: optimizers keep pointing at the same parameters."""
     for layer in generator.modules():
         reset = getattr(layer, "reset_parameters", None)
         if callable(reset):
             reset()
+
+
+@torch.no_grad()
+def dcgan_reset_(generator: nn.Module, rng: torch.Generator) -> None:
+    """Draw all weights from N(0, 0.02) as in DCGAN, in place.
+
+    Radford et al., 2016, arXiv 1511.06434, section 3.
+    """
+    reset_parameters_(generator)
+    for layer in generator.modules():
+        if isinstance(layer, nn.Linear | _ConvNd):
+            layer.weight.normal_(0, 0.02, generator=rng)
+            if layer.bias is not None:
+                layer.bias.zero_()
+        elif isinstance(layer, nn.BatchNorm2d) and layer.affine:
+            layer.weight.normal_(1, 0.02, generator=rng)

@@ -1,0 +1,69 @@
+"""Learning rates that follow the distillation epochs."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+from annotated_types import Ge, Le
+from pydantic import PositiveFloat, PositiveInt
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+
+from nayer_pl.runtime.options import checked
+
+LENGTHS = ("T_max", "total_iters", "total_steps", "epochs")
+"""How schedulers call the number of their steps."""
+
+
+def build_scheduler(
+    scheduler: Callable[..., LRScheduler], optimizer: Optimizer, epochs: int
+) -> LRScheduler:
+    """Build a scheduler that steps once per distillation epoch and spans all of them.
+
+    A scheduler whose signature has none of `LENGTHS` (StepLR, ExponentialLR), or whose partial
+    binds one of them already, takes the optimizer alone.
+
+    Args:
+        scheduler: one of torch's scheduler classes or any function like them; a partial with all
+            of its options but the optimizer and the length.
+        optimizer: whose learning rate is scheduled.
+        epochs: number of distillation epochs.
+
+    Example:
+        >>> from functools import partial
+        >>> sgd = torch.optim.SGD([torch.zeros(1)], lr=0.2)
+        >>> cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, eta_min=1e-4)
+        >>> build_scheduler(cosine, sgd, epochs=200).T_max
+        200
+    """
+    bound = getattr(scheduler, "keywords", {})
+    names = [name for name in LENGTHS if name in inspect.signature(scheduler).parameters]
+    if not names or any(name in bound for name in LENGTHS):
+        return scheduler(optimizer)
+    return scheduler(optimizer, **{names[0]: epochs})
+
+
+@checked
+def step_decay(
+    optimizer: Optimizer,
+    epochs: PositiveInt,
+    milestones: Sequence[Annotated[float, Ge(0), Le(1)]],
+    decay: PositiveFloat,
+) -> MultiStepLR:
+    """Multiply the learning rate by `decay` after each of these shares of the epochs.
+
+    Args:
+        optimizer: whose learning rate falls.
+        epochs: number of distillation epochs.
+        milestones: shares of the epochs, from 0 to 1; each is rounded to a whole epoch.
+        decay: factor at each milestone.
+
+    Raises:
+        OptionError: a share outside of 0 to 1, or a decay that is not above 0.
+
+    Example:
+        >>> sgd = torch.optim.SGD([torch.zeros(1)], lr=0.2)
+        >>> dict(step_decay(sgd, 500, [0.4, 0.8], decay=0.1).milestones)
+        {200: 1, 400: 1}
+    """
+    return MultiStepLR(optimizer, [round(share * epochs) for share in milestones], decay)

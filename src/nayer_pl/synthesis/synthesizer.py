@@ -1,0 +1,106 @@
+"""What makes images: the part of a method that a synthesis round trains."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nayer_pl.networks.teacher import FrozenTeacher
+from nayer_pl.runtime.options import checked
+from nayer_pl.synthesis.augmentation import Augmentation
+
+Criterion = Callable[[Tensor, Tensor, FrozenTeacher, nn.Module, bool], dict[str, Tensor]]
+"""(images, targets, teacher, student, warm_up) -> loss terms by name, "loss" among them."""
+
+
+class Synthesizer(nn.Module, ABC):
+    """Makes images by gradient descent: owns a generator or pixels, their loss and randomness.
+
+    A synthesis round is: `start_round`; then `steps` times `generate`, `loss` and a step of the
+    first optimizer; then `finish_round`. The images of the step with the lowest loss are kept
+    (`DataFreeDistillation` does all of that).
+
+    Args:
+        criterion: Judges images; see `Criterion`.
+        steps: Optimization steps in a round.
+        augmentation: Applied to images before they are judged; None for none.
+        round_size: Most images in a round; None for no limit.
+    """
+
+    class_conditional = True
+    """Whether images are made for target labels; if not, the teacher's answers are their labels."""
+    lr_name = "generator_lr"
+    """The option to lower when synthesis fails."""
+    transient: tuple[str, ...] = ()
+    """Submodules and parameters that every round draws again, so that no checkpoint needs them."""
+    rng: torch.Generator
+    """Random numbers of this rank's noise, on its device; there once a trainer has set it up."""
+
+    @checked
+    def __init__(
+        self,
+        criterion: Callable[..., Any],
+        steps: PositiveInt,
+        augmentation: Callable[..., Any] | None = None,
+        round_size: PositiveInt | None = None,
+    ) -> None:
+        super().__init__()
+        self.criterion: Any = criterion
+        self.steps, self.round_size = steps, round_size
+        self.augmentation: Augmentation | None = augmentation
+
+    @abstractmethod
+    def generate(self, targets: Tensor) -> Tensor:
+        """Target labels [B] -> images in [0, 1], [B, C, H, W], with a gradient."""
+
+    @abstractmethod
+    def configure_optimizers(self) -> list[Optimizer]:
+        """The optimizer of a round's steps, and others that `finish_round` uses."""
+
+    def loss(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        teacher: FrozenTeacher,
+        student: nn.Module,
+        warm_up: bool,
+    ) -> dict[str, Tensor]:
+        """Loss terms by name, scalars; "loss" is what a step minimizes.
+
+        Args:
+            images: What `generate` returned, [B, C, H, W].
+            targets: Target labels, [B].
+            teacher: Judges the images.
+            student: Frozen, in evaluation mode.
+            warm_up: Whether the student has learned nothing yet, so that its opinion is moot.
+        """
+        return self.criterion(self.augment(images), targets, teacher, student, warm_up)
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Augment images with this rank's own random numbers."""
+        return images if self.augmentation is None else self.augmentation(images, self.rng)
+
+    # Moments of a run; a method overrides what it needs
+
+    def start_run(self) -> None:
+        """Called once at the beginning of a run, but not of one that is resumed."""
+
+    def start_epoch(self, epoch: int, warmup_epochs: int, optimizers: Sequence[Optimizer]) -> None:
+        """Called before every epoch, with the student's optimizer and then this one's own."""
+
+    def start_round(self, targets: Tensor, teacher: FrozenTeacher, bank: Any) -> None:
+        """Draw the randomness of a round; `bank` holds the images of earlier rounds."""
+
+    def finish_round(self, optimizers: Sequence[Any], backward: Callable[[Tensor], None]) -> None:
+        """Called after the last step, with the optimizers of `configure_optimizers`."""
+
+    def student_images(self, count: int) -> Tensor | None:
+        """Fresh images for a step of the student; None takes them from the bank."""
+        return None
+
+    def compile_steps(self) -> None:
+        """Let `torch.compile` fuse what a step does, method by method."""
