@@ -398,7 +398,7 @@ CASES = {
         files=code("def net(:"),
     ),
     "a network that answers two things": case(
-        r"must answer images with logits \[B, classes\], not tuple",
+        r"must return logits \[B, classes\], not tuple",
         "teacher.architecture._target_=their_nets.Net", of=MINE,
         files=code(
             "class Net(nn.BatchNorm2d):\n    def __init__(self):\n        super().__init__(1)\n"
