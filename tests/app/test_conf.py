@@ -5,22 +5,13 @@ import pytest
 from nayer_pl import InputError, NoisyLayer, Plan
 from nayer_pl.app.checks import resolve_class_names
 from nayer_pl.app.instantiate import build
+from nayer_pl.networks import list_models
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml") if not p.stem.startswith("_"))
-
-
-# Networks of other packages need a name, or code, of somebody else.
-OUTSIDE = {
-    "custom", "timm", "torch_hub", "torchvision", "torchvision_resnet50", "transformers",
-}  # fmt: skip
-
-
-def own(group: str) -> list[str]:
-    return [name for name in options(group) if name not in OUTSIDE]
 
 
 def test_metrics_survive_a_full_disk(config):
@@ -43,7 +34,7 @@ def test_every_data_set_composes_and_builds(config, data, tmp_path):
     assert len(cfg.data.mean) in (1, cfg.data.image_shape[0])
 
 
-@pytest.mark.parametrize("name", own("student"))
+@pytest.mark.parametrize("name", list_models())
 def test_every_student_builds_for_its_data(config, name):
     cfg = config(f"student={name}", "data=cifar100")
     student = build(cfg.student)
@@ -59,7 +50,7 @@ def test_the_teacher_of_imagenets_rows_may_come_from_a_file(config, student):
     assert config(experiment, "teacher=resnet50_imagenet", "teacher.weights=f.pth").teacher == own
 
 
-@pytest.mark.parametrize("name", own("teacher"))
+@pytest.mark.parametrize("name", list_models())
 def test_every_teacher_asks_for_its_weights_by_path_and_command(config, name):
     cfg = config(f"teacher={name}", "data=fashion_mnist")
     with pytest.raises(InputError) as error:
