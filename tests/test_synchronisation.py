@@ -139,7 +139,7 @@ class Journal(Callback):
         self.visited[kind] += 1
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        method.generator.register_forward_pre_hook(lambda *_: self._next_step())
+        method.synthesizer.generator.register_forward_pre_hook(lambda *_: self._next_step())
 
     def _next_step(self) -> None:
         step = self.here[1] + 1
