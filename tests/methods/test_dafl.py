@@ -194,7 +194,9 @@ def test_recipes(config, data):
     bank = MemoryBank(1, (1, 2, 2))
     bank.add(torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
     items = EpochPlan(plan, 0, 3, bank)
-    kinds = ["RS"[isinstance(item, DistillationBatch)] for item, _ in zip(items, range(8), strict=False)]
+    kinds = [
+        "RS"[isinstance(item, DistillationBatch)] for item, _ in zip(items, range(8), strict=False)
+    ]
     assert "".join(kinds) == "RSRSRSRS"
     assert cfg.model.balance_weight == pytest.approx(5 / math.log(10), rel=1e-3)
     assert cfg.model.generator_steps == 1

@@ -159,7 +159,9 @@ def test_recipes_take_one_step_of_the_generator_to_five_of_the_student(config, d
     bank = MemoryBank(1, (1, 2, 2))
     bank.add(torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
     items = EpochPlan(plan, 0, 3, bank)
-    kinds = ["RS"[isinstance(item, DistillationBatch)] for item, _ in zip(items, range(18), strict=False)]
+    kinds = [
+        "RS"[isinstance(item, DistillationBatch)] for item, _ in zip(items, range(18), strict=False)
+    ]
     assert "".join(kinds) == 3 * "RSSSSS"
     assert cfg.model.generator_steps == 1
     assert plan.images + plan.epochs * plan.kd_steps * plan.batch_size == pytest.approx(

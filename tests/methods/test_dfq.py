@@ -233,7 +233,10 @@ def test_recipes(config, data):
     kinds = []
     for epoch in (0, plan.warmup_epochs):
         items = EpochPlan(plan, epoch, 3, bank)
-        kinds += ["RS"[isinstance(item, DistillationBatch)] for item, _ in zip(items, range(6), strict=False)]
+        kinds += [
+            "RS"[isinstance(item, DistillationBatch)]
+            for item, _ in zip(items, range(6), strict=False)
+        ]
     assert "".join(kinds) == "RRRRRR" + "RSRSRS"
     assert cfg.model.generator_steps == 1
 

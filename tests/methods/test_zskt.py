@@ -290,7 +290,9 @@ def test_recipes_take_one_step_of_the_generator_to_ten_of_the_student(config, da
     bank = MemoryBank(1, (1, 2, 2))
     bank.add(torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
     items = EpochPlan(plan, 0, 3, bank)
-    kinds = ["RS"[isinstance(item, DistillationBatch)] for item, _ in zip(items, range(33), strict=False)]
+    kinds = [
+        "RS"[isinstance(item, DistillationBatch)] for item, _ in zip(items, range(33), strict=False)
+    ]
     assert "".join(kinds) == 3 * "RSSSSSSSSSS"
     assert cfg.model.generator_steps == 1
     assert plan.batch_size == plan.round_size
