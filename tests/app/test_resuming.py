@@ -277,7 +277,7 @@ def test_resume__other_program(stopped, run):
         ("seed=1", r"seed=1 \(was 0\)"),
         ("student=wrn16_2", "student.architecture"),
         ("trainer.max_epochs=3", r"trainer.max_epochs=3 \(was None\)"),
-        ("+datamodule.holdout=0.4", r"datamodule.holdout=0.4 \(was None\)"),
+        ("datamodule.holdout=0.4", r"datamodule.holdout=0.4 \(was 0"),
         ("text_encoder=file text_encoder.path=b.npy", r"text_encoder.path=b.npy"),
         ("teacher.weights=elsewhere.safetensors", None),
         ("+data.path=elsewhere", None),

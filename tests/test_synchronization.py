@@ -179,13 +179,13 @@ def journal(request, tiny_method, tiny_data, fit, tmp_path, monkeypatch) -> Jour
     return journal
 
 
-def test_nothing_is_read_between_the_steps_of_a_round(journal):
+def test_round__no_synchronization(journal):
     assert journal.visited["generator step"] == ROUNDS * (STEPS - 1)
     assert not journal.reads["generator step"]
     assert journal.reads["last generator step and banking"][STEPS]  # reads are seen where they are
 
 
-def test_nothing_is_read_between_two_reports_of_the_distillation_loss(journal):
+def test_distillation__no_synchronization(journal):
     assert journal.visited["student update"] == 2 * UPDATES
     reads = journal.reads["student update"]
     assert sorted(reads) == [5, 10, 15, 20], dict(reads)
@@ -193,7 +193,7 @@ def test_nothing_is_read_between_two_reports_of_the_distillation_loss(journal):
 
 @pytest.mark.parametrize("device", ["cpu", ON_GPU])
 @pytest.mark.parametrize("name", [*WAITS, *GOES_ON])
-def test_a_wait_is_told_from_an_operation_that_goes_on(device, name):
+def test_watching(device, name):
     noted = []
     x = torch.randn(4, device=device)
     with watching(device, noted.append):
