@@ -13,15 +13,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from nayer_pl import NAYER, Classifier, Plan, SyntheticDataModule
-from nayer_pl.app.networks_config import register_networks
-from nayer_pl.app.signatures import register_signatures
+from nayer_pl.app.main import register_configs
 from nayer_pl.data import ImageSet
 
-# For every test that composes a configuration.
-register_networks()
-register_signatures()
-
 ROOT = Path(__file__).resolve().parents[1]
+register_configs(ROOT / "conf")  # for every test that composes a configuration
 SHAPE = (1, 8, 8)
 CLASSES = 3
 
