@@ -1,4 +1,4 @@
-"""Equal seeds give equal runs: on one CPU process, to the last bit."""
+"""The seed decides everything: on one CPU process, to the last bit."""
 
 import random
 
@@ -13,7 +13,7 @@ from nayer_pl.data import ImageSet
 
 
 class Source:
-    """Random training images."""
+    """Random images to train a teacher on."""
 
     def load(self, split):
         rng = torch.Generator().manual_seed(5)
@@ -37,8 +37,7 @@ def run(tiny_method, tiny_data, tiny_classifier, fit, tmp_path):
             )
         logger = MetricsFile(tmp_path / name, name="", version="")
         fit(method, data, logger=logger)
-        metrics = (tmp_path / name / "metrics.csv").read_bytes()
-        return method.exported_classifier.state_dict(), metrics
+        return method.exported_classifier.state_dict(), (tmp_path / name / "metrics.csv").read_bytes()
 
     return start
 
@@ -58,7 +57,7 @@ def same(first, second):
 )
 def test_seed(run, kind, options):
     student, metrics = run("first", 7, kind, **options)
-    # The state of the process does not matter.
+    # Whatever this process did before.
     for draw in (random.random, np.random.rand, lambda: torch.rand(3)):
         draw()
     again, rows = run("second", 7, kind, **options)

@@ -7,7 +7,6 @@ folder that it is given. Started plainly, Lightning starts the second rank; unde
 
 import os
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD
 
 from nayer_pl import (
     NAYER,
@@ -76,7 +75,7 @@ class Witness(Callback):
         self.note("start", method)
         if isinstance(method, NAYER):
             self.seen["generator at start"] = copied(method.synthesizer.generator.state_dict())
-            layer = method.conditioning.noisy_layer
+            layer = method.synthesizer.conditioning.noisy_layer
             layer.register_forward_pre_hook(lambda *_: self.keep_first(layer.weight))
 
     def on_train_batch_start(
@@ -113,8 +112,8 @@ class BreakRankOne(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, method: NAYER, item: Any, i: int) -> None:
         if trainer.global_rank == 1 and method.rounds == 1 and len(item.targets):
-            loss = method.statistics.loss
-            method.statistics.loss = lambda: loss() * torch.nan
+            criterion = method.synthesizer.criterion
+            criterion.batchnorm.register_forward_hook(lambda *given: given[-1] * torch.nan)
 
 
 def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -135,15 +134,12 @@ def classifier(seed: int) -> Classifier:
     return net
 
 
-def sgd(lr: float) -> Callable[..., Optimizer]:
-    return partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=1e-4)
-
-
 def distiller(**options: Any) -> NAYER:
-    """The same teacher on both ranks; student and generator are initialized differently."""
+    """The same teacher on both ranks; student and generator are born different."""
     return NAYER(
         classifier(0), classifier(10 + RANK), SHAPE, torch.randn(CLASSES, 5), noisy_features=16,
-        generator_steps=4, round_size=12, optimizer=sgd(2e-3), check_teacher=False, **options,
+        generator_steps=4, round_size=12, optimizer=partial(SGD, lr=2e-3, momentum=0.9, weight_decay=1e-4),
+        check_teacher=False, **options,
     )  # fmt: skip
 
 
@@ -182,7 +178,7 @@ def run(
     found["scale"] = None if scaler is None else scaler.get_scale()
     found["student"] = copied(method.exported_classifier.state_dict())
     if isinstance(method, NAYER):
-        found["teacher"] = method.teacher.state_dict()
+        found["teacher"] = method.teacher.classifier.state_dict()
         found["generator"] = copied(method.synthesizer.generator.state_dict())
     for kind in ("bank", "holdout"):
         kept = getattr(data, kind, None)
@@ -216,7 +212,7 @@ def main(folder: Path) -> None:
 
     real = RealDataModule(OddSource(), batch_size=8, epochs=2, eval_batch_size=5)
     export = Export(folder / "network.safetensors", ["a", "b", "c"], SHAPE)
-    teacher = Supervised(classifier(20 + RANK), optimizer=sgd(0.02))
+    teacher = Supervised(classifier(20 + RANK), optimizer=partial(SGD, lr=0.02, momentum=0.9))
     run(folder / "supervised", teacher, real, export)
 
 
