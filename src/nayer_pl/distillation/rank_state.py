@@ -144,7 +144,7 @@ def load_mean(metric: MeanMetric, states: Sequence[Mapping[str, Tensor]]) -> Non
     metric.reset()
     if not any(float(state["weight"]) for state in states):
         return
-    metric.update(0.0, weight=0.0)  # it has seen something; this changes no sum
-    for state in states:
-        for name, value in state.items():
-            setattr(metric, name, getattr(metric, name) + value.to(metric.device))
+    metric.update(0.0)  # it has seen something; the sums are set below
+    for name in states[0]:
+        total = torch.stack([state[name] for state in states]).sum(0)
+        setattr(metric, name, total.to(metric.device))
