@@ -140,9 +140,9 @@ def _with_typed_names(error: InputError, root: DictConfig, key: str) -> InputErr
     built = OmegaConf.select(root, key) if key else root
     if not isinstance(built, DictConfig):
         return error
-    options = {str(option): f"{key}.{option}" for option in built}
+    options = {option: f"{key}.{option}" for option in map(str, built)}
     for inner in list(options):  # what the parts of it complain about
-        part = None if OmegaConf.is_missing(built, inner) else built.get(inner)
+        part: Any = None if OmegaConf.is_missing(built, inner) else built.get(inner)
         if _is_target(part):
             options |= {str(each): f"{key}.{inner}.{each}" for each in part} | options
     names = sorted(options, key=len, reverse=True)
