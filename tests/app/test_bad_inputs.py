@@ -97,7 +97,7 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("+teacher.architecture.depth=3",), ("depth", "")),
     (("text_encoder.path='???'",), ("text_encoder.path", "text_encoder.path=VALUE")),
     (("teacher.architecture._target_=my.Net",), ("'my.Net'", "import path")),
-    (("data.path=null", *PICTURES[2:], "data=folder"), ("data.path", "FOLDER")),
+    (("data.path=null", *PICTURES[2:], "data=folder"), ("data.path", "folder")),
     # Not one of the choices
     (("model.conditioning=lt",), ("model.conditioning", "lte")),
     (("bank.device=tpu",), ("bank.device", "disk")),
@@ -125,7 +125,7 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("ckpt_path=text.txt",), ("text.txt", "cannot be continued from")),
     # What does not fit together
     (("plan.warmup_epochs=0", "plan.rounds_per_epoch=0"), ("no images", "warm-up")),
-    (("plan.round_size=9",), ("plan.round_size", "plan.allow_partial_classes=true")),
+    (("plan.round_size=9",), ("plan.round_size", "plan.allow_partial_classes=")),
     (("data.num_classes=9",), ("10 class names", "data.class_names")),
     (("text_encoder.path=nine.npy",), ("9 embeddings", "10 class names")),
     (("teacher.std=[0.3,0.3,0.3]",), ("std", "as many values")),

@@ -140,15 +140,23 @@ def _with_typed_names(error: InputError, root: DictConfig, key: str) -> InputErr
     built = OmegaConf.select(root, key) if key else root
     if not isinstance(built, DictConfig):
         return error
-    names = sorted(map(str, built), key=len, reverse=True)
-    # A plain word such as "epochs" is an option only where a value follows, or at the beginning.
+    options = {option: f"{key}.{option}" for option in map(str, built)}
+    for inner in list(options):  # what the parts of it complain about
+        part: Any = None if OmegaConf.is_missing(built, inner) else built.get(inner)
+        if _is_target(part):
+            options |= {str(each): f"{key}.{inner}.{each}" for each in part} | options
+    names = sorted(options, key=len, reverse=True)
+    # A plain word such as "path" is an option only in "path=" and "set path", or at the beginning.
     sure = "|".join(name for name in names if "_" in name)
     plain = "|".join(name for name in names if "_" not in name)
     first = error.name.partition("[")[0] if isinstance(error, OptionError) else "(?!)"
-    pattern = rf"^(?:{first})\b|(?<![\w./'])(?:(?:{sure})\b(?![/.'])|(?:{plain})(?==))"
+    pattern = (
+        rf"^(?:{first})\b|(?<![\w./'])(?:(?:{sure})\b(?![/.'])|(?:{plain})(?==))"
+        rf"|(?<=[Ss]et )(?:{plain})\b(?![/.'])"
+    )
     told = re.sub(
         pattern,
-        lambda found: typed_name(root, f"{key}.{found[0]}") if found[0] in built else found[0],
+        lambda found: typed_name(root, options[found[0]]) if found[0] in options else found[0],
         str(error),
     )
     return InputError(told) if told != str(error) else error
