@@ -5,7 +5,7 @@ the data module's business, and its own synthesizer, optimizers and counts, whic
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -17,20 +17,15 @@ from nayer_pl.networks.weights import fingerprint
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.rng import restore_generator
 
-if TYPE_CHECKING:
-    from nayer_pl.distillation.module import DataFreeDistillation
-
 
 class DistillationState(RankState):
     """The state of a `DataFreeDistillation` beside the student's weights.
 
     Args:
-        module: The module whose state it is.
+        module: The `DataFreeDistillation` whose state it is.
     """
 
-    module: "DataFreeDistillation"
-
-    def __init__(self, module: "DataFreeDistillation") -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__(module)
         self._teacher_weights: str | None = None
         self._buffers: dict[str, Tensor] | None = None  # the student's, from a checkpoint
