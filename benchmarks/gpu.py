@@ -34,7 +34,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     parity = ["benchmarks/parity.py", "--seeds", "0", "--ways", "plain", "bfloat16"]
     parts = {
-        "check": ["-m", "pytest", "-q", "tests/test_synchronisation.py"],
+        "check": ["-m", "pytest", "-q", "tests/test_synchronization.py"],
         "steps": ["benchmarks/steps.py", *STEPS, "--json", str(out / "steps.json")],
         "steps_float32": [
             "benchmarks/steps.py", *STEPS, "--precision", "32-true",

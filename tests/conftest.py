@@ -1,6 +1,7 @@
 import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def tiny_method(tiny_classifier: Callable[..., Classifier]) -> Callable[..., NAY
             "noisy_features": 16,
             "generator_steps": 4,
             "round_size": 12,
-            "learning_rate": 0.05,
+            "optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4),
             "check_teacher": False,  # it was never trained
         }
         return NAYER(**{**defaults, **options})  # type: ignore[arg-type]

@@ -114,7 +114,7 @@ def run(
     logging.getLogger("nayer_pl").removeHandler(messages)
     found = {
         "student": copied(method.student.state_dict()),
-        "generator": copied(method.generator.state_dict()),
+        "generator": copied(method.synthesizer.generator.state_dict()),
         "bank": (data.bank.images, data.bank.labels), "first bank": start.bank,
         "updates": method.student_updates, "results": method.results(), "images": timer.images,
         "status": status, "said": messages.said,

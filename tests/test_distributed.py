@@ -193,13 +193,13 @@ def share(hits: Tensor) -> Any:
     return pytest.approx(hits.float().mean().item(), abs=1e-6)
 
 
-def test_two_devices_are_ddp(both):
+def test_strategy(both):
     assert [found["strategy"] for found in both("main")] == [DDPStrategy] * 2
     assert [found["world"] for found in both("main")] == [2, 2]
 
 
 @pytest.mark.parametrize("name", ["main", "holdout", "initial", "float16", "supervised"])
-def test_the_student_is_bit_for_bit_the_same_on_every_rank(both, name):
+def test_student__same_on_every_rank(both, name):
     one, other = both(name)
     assert_same(one["start"][0], other["start"][0])  # though they were born different
     assert len(one["validated"]) == len(other["validated"]) > 0
@@ -213,13 +213,13 @@ def test_the_student_is_bit_for_bit_the_same_on_every_rank(both, name):
 
 
 @pytest.mark.parametrize("name", ["main", "holdout", "supervised"])
-def test_running_statistics_are_the_mean_of_the_ranks(both, name):
+def test_batchnorm__mean_of_the_ranks(both, name):
     one, other = both(name)
     for i, validated in enumerate(one["validated"]):
         assert_mean(validated, [one["own"][i], other["own"][i]])
 
 
-def test_checkpoints_hold_the_student_of_all_ranks(both, folder):
+def test_checkpoint__student(both, folder):
     def student(file: str) -> dict[str, Tensor]:
         state = torch.load(folder / file, weights_only=True)["state_dict"]
         return {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
@@ -228,7 +228,7 @@ def test_checkpoints_hold_the_student_of_all_ranks(both, folder):
     assert_mean(student("middle.ckpt"), [found["middle"][0] for found in both("holdout")])
 
 
-def test_the_student_learns_from_the_batches_of_both_ranks(both):
+def test_student__learns_from_both_ranks(both):
     """Against plain torch: two networks, gradients averaged by hand, SGD and cosine written out."""
     ranks = both("main")
     teacher = tiny(ranks[0]["teacher"]).eval()
@@ -262,7 +262,7 @@ def test_the_student_learns_from_the_batches_of_both_ranks(both):
         torch.testing.assert_close(ranks[0]["student"][key], value, rtol=1e-3, atol=1e-4)
 
 
-def test_rounds_are_shared_out_and_the_banks_have_no_image_in_common(both):
+def test_banks__disjoint(both):
     one, other = both("main")
     assert [len(targets) for targets in one["targets"]] == [12, 12, 0, 12]
     assert [len(targets) for targets in other["targets"]] == [12, 0, 12, 0]
@@ -272,7 +272,7 @@ def test_rounds_are_shared_out_and_the_banks_have_no_image_in_common(both):
 
 
 @pytest.mark.parametrize("name", ["main", "holdout", "initial"])
-def test_steps_are_counted_alike_though_not_every_rank_has_every_round(both, name):
+def test_global_step__same_on_every_rank(both, name):
     """Or a checkpoint would be due on one rank only, and wait there for the other."""
     one, other = both(name)
     made = [sum(len(targets) > 0 for targets in found["targets"]) for found in (one, other)]
@@ -282,7 +282,7 @@ def test_steps_are_counted_alike_though_not_every_rank_has_every_round(both, nam
     assert one["steps"] == other["steps"] == 4 * rounds + len(one["batches"])
 
 
-def test_labels_noise_and_batches_are_others_on_every_rank(both):
+def test_random_streams__differ(both):
     one, other = both("main")
     assert one["targets"][0].tolist() != other["targets"][0].tolist()
     drawn = one["noise"] + other["noise"]
@@ -292,7 +292,7 @@ def test_labels_noise_and_batches_are_others_on_every_rank(both):
         assert not set(rows(mine)) & set(rows(yours))
 
 
-def test_every_rank_keeps_its_own_generator(both):
+def test_generators__differ(both):
     one, other = both("main")
     for found in (one, other):
         assert_same(found["generator at first"], found["generator at start"])
@@ -301,7 +301,7 @@ def test_every_rank_keeps_its_own_generator(both):
         assert not torch.equal(one[moment][weight], other[moment][weight])
 
 
-def test_metrics_are_those_of_the_whole_evaluation_set(both):
+def test_metrics__whole_evaluation_set(both):
     one, other = both("main")
     assert one["results"] == other["results"]
     images, labels = evaluation_images()
@@ -312,14 +312,14 @@ def test_metrics_are_those_of_the_whole_evaluation_set(both):
     assert one["results"]["agreement"] == share(student == teacher)
 
 
-def test_figures_about_images_are_those_of_both_banks(both):
+def test_summary__both_banks(both):
     one, other = both("main")
     images, labels = (torch.cat([one["bank"][i], other["bank"][i]]) for i in (0, 1))
     seen = answers(one["teacher"], images)
     assert one["results"]["label_agreement"] == share(seen == labels)
 
 
-def test_without_real_images_both_held_back_shares_judge(both):
+def test_holdout__of_both_ranks(both):
     one, other = both("holdout")
     held, banked = (
         [rows(found[kind][0]) for found in (one, other)] for kind in ("holdout", "bank")
@@ -333,7 +333,7 @@ def test_without_real_images_both_held_back_shares_judge(both):
     assert one["results"]["images_banked"] == PLANNED - 9 - 6
 
 
-def test_a_saved_bank_is_shared_out_and_stands_in_for_a_round(both, folder):
+def test_saved_bank__divided(both, folder):
     one, other = both("initial")
     saved = MemoryBank(7, (1, 8, 8))
     saved.add(*read_bank(folder / "bank.safetensors"))
@@ -350,14 +350,14 @@ def test_a_saved_bank_is_shared_out_and_stands_in_for_a_round(both, folder):
         ("odd_batch", "batch_size=7 cannot be divided evenly among 2 processes"),
     ],
 )
-def test_what_cannot_work_is_one_clear_sentence_on_every_rank(both, name, message):
+def test_input_error__on_every_rank(both, name, message):
     for found in both(name):
         assert found["error"] is InputError
         assert message in found["message"]
         assert found["targets"] == []
 
 
-def test_a_round_that_fails_on_one_rank_stops_all(both):
+def test_divergence__on_one_rank(both):
     """Rank 1 alone has that round: rank 0 would wait for it for ever."""
     one, other = both("broken")
     for found in (one, other):
@@ -366,7 +366,7 @@ def test_a_round_that_fails_on_one_rank_stops_all(both):
     assert [len(found["bank"][0]) for found in (one, other)] == [24, 12]
 
 
-def test_supervised_training_measures_the_network_that_it_exports(both, folder):
+def test_supervised__exported_network(both, folder):
     one, other = both("supervised")
     weights, facts = read_weights(folder / "network.safetensors")
     images, labels = evaluation_images()
@@ -375,7 +375,7 @@ def test_supervised_training_measures_the_network_that_it_exports(both, folder):
     assert facts["measured"]["val/accuracy"] == right
 
 
-def test_supervised_training_uses_an_image_at_most_once_in_an_epoch(both):
+def test_supervised__each_image_once(both):
     one, other = both("supervised")
     assert len(one["batches"]) == len(other["batches"]) == 2 * (37 // 8)
     for epoch in (slice(0, 4), slice(4, 8)):
@@ -420,7 +420,7 @@ def assert_finished(folder: Path, code: int, out: str, err: str) -> dict[str, An
     return summary
 
 
-def test_train_py_on_two_devices_trains_a_missing_teacher_and_a_student(tmp_path):
+def test_train_py__two_devices(tmp_path):
     recipe = "model=supervised data=digits teacher=wrn16_1 plan.epochs=1"
     arguments = [*SHORT, "trainer.devices=2", f"teacher.trained_by='{recipe}'"]
     [done] = together([TRAIN, *arguments], cwd=tmp_path)
@@ -432,7 +432,7 @@ def test_train_py_on_two_devices_trains_a_missing_teacher_and_a_student(tmp_path
 @pytest.mark.slow
 @pytest.mark.usefixtures("teacher_file")
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_gloo", "ddp_bf16"])
-def test_every_strategy_runs_by_its_name(tmp_path, strategy):
+def test_train_py__strategies(tmp_path, strategy):
     arguments = [*SHORT, "trainer.devices=2", f"strategy={strategy}"]
     [done] = together([TRAIN, *arguments], cwd=tmp_path)
     assert_finished(tmp_path, *done)
@@ -440,7 +440,7 @@ def test_every_strategy_runs_by_its_name(tmp_path, strategy):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("teacher_file")
-def test_train_py_as_two_nodes_of_torchrun(tmp_path):
+def test_train_py__torchrun_two_nodes(tmp_path):
     arguments, port = [*SHORT, "trainer.num_nodes=2"], free_port()
     nodes = [[*torchrun(node, port), TRAIN, *arguments] for node in (0, 1)]
     first, second = together(*nodes, cwd=tmp_path)
@@ -457,14 +457,14 @@ from lightning import Callback
 class BreakRankOne(Callback):
     def on_train_start(self, trainer, method):
         if trainer.global_rank == 1:
-            loss = method.statistics.loss
-            method.statistics.loss = lambda: loss() * torch.nan
+            criterion = method.synthesizer.criterion
+            criterion.batchnorm.register_forward_hook(lambda *given: given[-1] * torch.nan)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("teacher_file")
-def test_train_py_ends_with_one_sentence_when_one_rank_fails(tmp_path, monkeypatch):
+def test_train_py__one_rank_fails(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text(BREAK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     arguments = [*SHORT, "trainer.devices=2"]

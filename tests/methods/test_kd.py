@@ -88,7 +88,7 @@ def test_networks_that_do_not_fit(make, tiny_classifier, tmp_path):
     same = tiny_classifier()
     with pytest.raises(InputError, match="the same object"):
         make(teacher=same, student=same)
-    with pytest.raises(InputError, match="teacher has 4 outputs, but the student has 3"):
+    with pytest.raises(InputError, match="student has 3 outputs, but the data set has 4"):
         fit(make(teacher=tiny_classifier(classes=4)), tmp_path)
 
 

@@ -14,98 +14,76 @@ def runs_of(config, *options):
     ]
 
 
-def labels(runs):
-    (section,) = sections(runs)
-    return {method.label: method.seeds for method in section.methods}
-
-
-def test_sections__seeds_are_replicates(config):
-    runs = runs_of(config, {"seed": 2}, {"seed": 0}, {"method": "zskt"}, {"seed": 1})
-    assert labels(runs) == {"nayer": [0, 1, 2], "zskt": [0]}
-
-
 def loss(name, **options):
     return {"model": {"student_loss": {"_target_": name, "_partial_": True, **options}}}
 
 
-@pytest.mark.parametrize(
-    ("variants", "expected"),
-    [
-        (
-            [{"model": {"optimizer": {"lr": lr}}} for lr in (0.1, 0.2)],
-            ["model.optimizer.lr=0.1", "model.optimizer.lr=0.2"],
-        ),
-        (
-            [loss("KL"), loss("DKD", alpha=1, beta=8)],
-            ["model.student_loss._target_=KL", "model.student_loss._target_=DKD"],
-        ),
-        (
-            [loss("KL"), loss("DKD", alpha=1), loss("DKD", alpha=2)],
-            [
-                "model.student_loss._target_=KL",
-                "model.student_loss._target_=DKD, model.student_loss.alpha=1",
-                "model.student_loss._target_=DKD, model.student_loss.alpha=2",
-            ],
-        ),
-        (  # changed together
-            [{"plan": {"round_size": n}, "model": {"round_size": n}} for n in (8, 9)],
-            ["plan.round_size=8", "plan.round_size=9"],
-        ),
-        (  # a run of an earlier version, with other names
-            [{"model": {"learning_rate": 0.2, "temperature": 20.0}}, {}],
-            ["model.learning_rate=0.2", ""],
-        ),
-        (
-            [{"text_encoder": {"path": path}} for path in ("a.npy", "b.npy")],
-            ["text_encoder.path=a.npy", "text_encoder.path=b.npy"],
-        ),
-        (
-            [{"student": {"weights": weights}} for weights in (None, "a.pth")],
-            ["student.weights=null", "student.weights=a.pth"],
-        ),
-        (
-            [{"trainer": {"max_epochs": n}} for n in (4, 8)],
-            ["trainer.max_epochs=4", "trainer.max_epochs=8"],
-        ),
-    ],
-)
+VARIANTS = {
+    "one setting": (
+        [{"model": {"optimizer": {"lr": lr}}} for lr in (0.1, 0.2)],
+        ["model.optimizer.lr=0.1", "model.optimizer.lr=0.2"],
+    ),
+    "options of a loss": (
+        [loss("KL"), loss("DKD", alpha=1, beta=8), loss("DKD", alpha=2, beta=8)],
+        [
+            "model.student_loss._target_=KL",
+            "model.student_loss._target_=DKD, model.student_loss.alpha=1",
+            "model.student_loss._target_=DKD, model.student_loss.alpha=2",
+        ],
+    ),
+    "changed together": (
+        [{"plan": {"round_size": n}, "model": {"round_size": n}} for n in (8, 9)],
+        ["plan.round_size=8", "plan.round_size=9"],
+    ),
+    "names of an earlier version": (
+        [{"model": {"learning_rate": 0.2, "temperature": 20.0}}, {}],
+        ["model.learning_rate=0.2", ""],
+    ),
+    "text": (
+        [{"text_encoder": {"path": path}} for path in ("a.npy", "b.npy")],
+        ["text_encoder.path=a.npy", "text_encoder.path=b.npy"],
+    ),
+    "length": (
+        [{"trainer": {"max_epochs": n}} for n in (4, 8)],
+        ["trainer.max_epochs=4", "trainer.max_epochs=8"],
+    ),
+    "start": (
+        [{"student": {"weights": weights}} for weights in (None, "a.pth")],
+        ["student.weights=null", "student.weights=a.pth"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("variants", "expected"), VARIANTS.values(), ids=VARIANTS)
 def test_sections__variants_of_a_method(config, variants, expected):
     others = [{**variants[0], "seed": 1}, {"method": "fast_dfkd"}]
-    found = labels(runs_of(config, *variants, *others))
+    (section,) = sections(runs_of(config, *variants, *others))
+    found = {method.label: method.seeds for method in section.methods}
     names = [f"nayer, {each}" if each else "nayer" for each in expected]
-    assert found == {names[0]: [0, 1], **dict.fromkeys(names[1:], [0]), "fast_dfkd": [0]}
+    assert found == {names[0]: [0, 1], **{name: [0] for name in names[1:]}, "fast_dfkd": [0]}
 
 
 def test_sections__data_sets_and_networks(config):
     small = {"architecture": {"_target_": "nayer_pl.networks.resnet20"}}
     runs = runs_of(config, {}, {"data": "cifar10"}, {"data": "cifar10", "student": small})
-    assert [section.title for section in sections(runs)] == [
-        "cifar10, wrn16_1 to resnet20",
-        "cifar10, wrn16_1 to wrn16_1",
-        "digits, wrn16_1 to wrn16_1",
-    ]
+    titles = ["cifar10, wrn16_1 to resnet20", "cifar10, wrn16_1 to wrn16_1"]
+    assert [section.title for section in sections(runs)] == [*titles, "digits, wrn16_1 to wrn16_1"]
 
 
 def test_sections__shared_settings(config):
     runs = runs_of(config, {"model": {"beta": None}}, {"method": "fast", "plan": {"epochs": 3}})
     (section,) = sections(runs)
-    assert section.shared["plan.batch_size"] == "8"
     assert section.shared["model.optimizer.lr"] == "0.1"
     assert "model.seed" not in section.shared
-    assert [method.settings for method in section.methods] == [
-        {"plan.epochs": "2", "model.beta": "null"},
-        {"plan.epochs": "3"},
-    ]
+    own = [method.settings for method in section.methods]
+    assert own == [{"plan.epochs": "2", "model.beta": "null"}, {"plan.epochs": "3"}]
 
 
-def test_sections__order(config):
-    runs = [
-        Run("a", config("kd"), {"student_accuracy": 0.99, "seconds_training": 1.0}),
-        Run("b", config("zskt"), {"student_accuracy": 0.5, "seconds_synthesis": 1.0}),
-        Run("c", config("fast"), {"student_accuracy": 0.7, "seconds_synthesis": 1.0}),
-    ]
-    (section,) = sections(runs)
-    assert [method.name for method in section.methods] == ["fast", "zskt", "kd (real images)"]
+def test_sections__baselines_last(config):
+    runs = runs_of(config, {"method": "nayer"}, {"method": "dfq"})
+    baseline = Run("kd", config("kd"), {"student_accuracy": 0.99, "seconds_training": 1.0})
+    (section,) = sections([baseline, *runs[::-1]])
+    assert [method.name for method in section.methods] == ["nayer", "dfq", "kd (real images)"]
 
 
 def test_sections__teacher_of_a_baseline(config):

@@ -1,4 +1,4 @@
-"""What the command line adds to the networks: `teacher=NAME`, `student=NAME`, `teacher.name=...`."""
+"""What the command line adds: `teacher=NAME`, `student=NAME`, and `teacher.name=...`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -61,5 +61,5 @@ def build_external_student(
     trust_code: bool = False,
     name: str | None = None,
 ) -> Classifier:
-    """`build_classifier` for a network of another package, whose `name` is in `architecture` too."""
+    """`build_classifier` for a network of another package; `architecture` has its `name`."""
     return build_classifier(architecture, mean, std, weights, prefix, trust_code)

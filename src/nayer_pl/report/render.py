@@ -31,18 +31,13 @@ COLORS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 MOST_MARKERS = 15  # on a line
-INK, FAINT = "#1f2328", "#d0d7de"
 STYLE: Any = {
     "font.size": 8,
-    "axes.titlesize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "grid.color": FAINT,
+    "grid.color": "#d0d7de",
     "grid.linewidth": 0.6,
-    "svg.hashsalt": "nayer_pl",
-    **dict.fromkeys(
-        ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), INK
-    ),
+    "svg.hashsalt": "nayer_pl",  # or the same figure would differ from call to call
 }
 SAMPLE_WIDTH = 400  # pixels of a grid of samples, at most
 
@@ -88,13 +83,14 @@ def styles(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
     In the order of names, not of results: the same methods look the same in every figure.
     """
     found: dict[str, dict[str, Any]] = {}
-    ordered = sorted(methods, key=lambda method: method.label)
-    for i, method in enumerate(method for method in ordered if not method.uses_real_images):
+    labels = sorted(method.label for method in methods if not method.uses_real_images)
+    baselines = sorted(method.label for method in methods if method.uses_real_images)
+    for i, label in enumerate(labels):
         turn, place = divmod(i, len(COLORS))
         style = {"color": COLORS[place], "marker": MARKERS[place], "markersize": 3.5}
-        found[method.label] = {**style, "linestyle": DASHES[turn % len(DASHES)]}
-    for i, method in enumerate(method for method in ordered if method.uses_real_images):
-        found[method.label] = {"color": INK, "linestyle": DASHES[(i + 1) % len(DASHES)]}
+        found[label] = {**style, "linestyle": DASHES[turn % len(DASHES)]}
+    for i, label in enumerate(baselines, 1):
+        found[label] = {"color": "black", "linestyle": DASHES[i % len(DASHES)]}
     return found
 
 
@@ -147,7 +143,7 @@ def draw_axes(ax: Axes, section: Section, axis: str) -> None:
     if not ax.lines:
         ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center")
     elif teachers:
-        ax.axhline(statistics.fmean(teachers), label="teacher", color=INK, linewidth=0.7)
+        ax.axhline(statistics.fmean(teachers), label="teacher", color="black", linewidth=0.7)
     shown = [100 * each.accuracy for run in section.runs for each in run.evaluations]
     _set_scales(ax, min(shown, default=0.0), max(shown + teachers, default=100.0))
     ax.set_xlabel(AXES[axis])

@@ -59,38 +59,33 @@ class Column:
         return text if reached == known else f"{text} ({reached} of {known})"
 
 
-def _entry(key: str, title: str, *others: str, **how: Any) -> Column:
-    return Column(key, title, lambda run: run.number(key, *others), **how)
+def _number(key: str, title: str, *names: str, **how: Any) -> Column:
+    """An entry of the summary: `key`, or the first of `names` that is there."""
+    return Column(key, title, lambda run: run.number(*names or [key]), **how)
 
 
-def _time_to(percent: int) -> Column:
-    title = f"s to {percent} % of teacher"
-    return Column(
-        f"seconds_to_{percent}", title, lambda run: run.seconds_to(percent / 100), small=1
-    )
+def _time_to(share: int) -> Column:
+    key, title = f"seconds_to_{share}", f"s to {share} % of teacher"
+    return Column(key, title, lambda run: run.seconds_to(share / 100), small=1)
 
 
+STUDENT_SECONDS = ("seconds_distillation", "seconds_training")
 TABLES = {
     "Accuracy": (
         Column("student_accuracy", "student, %", Run.accuracy, 100, 1),
         Column("share_of_teacher", "of teacher, %", Run.share_of_teacher, 100, 1),
-        _entry("agreement", "agreement, %", scale=100, digits=1),
+        _number("agreement", "agreement, %", scale=100, digits=1),
         *map(_time_to, (90, 95, 99)),
-        _entry("teacher_accuracy", "teacher, %", scale=100, digits=1),
+        _number("teacher_accuracy", "teacher, %", scale=100, digits=1),
     ),
     "Cost": (
-        _entry("seconds_synthesis", "synthesis, s", small=1),
-        Column(
-            "seconds_student",
-            "student, s",
-            lambda run: run.number("seconds_distillation", "seconds_training"),
-            small=1,
-        ),
+        _number("seconds_synthesis", "synthesis, s", small=1),
+        _number("seconds_student", "student, s", *STUDENT_SECONDS, small=1),
         Column("seconds", "both, s", Run.seconds, small=1),
-        _entry("synthesis_steps", "synthesis steps"),
+        _number("synthesis_steps", "synthesis steps"),
         Column("student_updates", "student updates", Run.updates),
-        _entry("images_banked", "images banked"),
-        _entry("images_kept", "images kept"),
+        _number("images_banked", "images banked"),
+        _number("images_kept", "images kept"),
     ),
 }
 NOTES = (

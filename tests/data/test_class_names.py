@@ -34,19 +34,19 @@ def first(name):
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_one_name_for_every_class(name):
+def test_known__one_name_per_class(name):
     names = class_names(name)
     assert len(names) == len(set(names)) == COUNTS[name]
     assert all(text == text.strip() and text for text in names)
 
 
 @needs_shared
-def test_cifar10_names_are_those_of_its_labels():
+def test_cifar10__names_of_its_labels():
     assert class_names("cifar10") == label_names("cifar10")
 
 
 @needs_shared
-def test_fashion_mnist_names_follow_the_order_of_its_labels():
+def test_fashion_mnist__order_of_its_labels():
     def letters(text):
         return {"tshirtortop": "tshirttop", "trousers": "trouser"}.get(
             joined := "".join(c for c in text.lower() if c.isalpha()), joined
@@ -57,7 +57,7 @@ def test_fashion_mnist_names_follow_the_order_of_its_labels():
 
 
 @needs_shared
-def test_tiny_imagenet_names_follow_its_sorted_labels():
+def test_tiny_imagenet__order_of_its_labels():
     rows = [line.split("\t") for line in lines("tiny_imagenet/classes.txt")]
     assert [int(row[0]) for row in rows] == list(range(200))
     assert [row[1] for row in rows] == sorted(row[1] for row in rows)
@@ -65,7 +65,7 @@ def test_tiny_imagenet_names_follow_its_sorted_labels():
     assert class_names("tinyimagenet") == [row[2] for row in rows]
 
 
-def test_tiny_imagenet_is_in_the_order_of_imagenet():
+def test_tiny_imagenet__order_of_imagenet():
     # Both count their classes by sorted WordNet identifiers, and Tiny-ImageNet has a part of them.
     position = {name: i for i, name in enumerate(class_names("imagenet"))}
     position["crane"] = position["construction crane"]  # n03126707
@@ -74,7 +74,7 @@ def test_tiny_imagenet_is_in_the_order_of_imagenet():
 
 
 @needs_shared
-def test_tiny_imagenet_is_not_in_the_order_of_the_published_text():
+def test_tiny_imagenet__published_text_in_another_order():
     published = lines("clip_lte/tiny_imagenet_label.txt")
     ours = class_names("tinyimagenet")
     assert ours == lines("clip_lte/tiny_imagenet_label_sorted_wnid.txt")
@@ -88,43 +88,52 @@ DISTINGUISHED = {
 
 
 @needs_shared
-def test_imagenet_names_are_the_first_synonyms_in_the_order_of_the_labels():
+def test_imagenet__first_synonyms():
     published = [first(name) for name in lines("clip_lte/imagenet_label.txt")]
     small = [name.lower() for name in published]
     assert all(small.count(small[i]) == 2 for i in DISTINGUISHED)
     assert class_names("imagenet") == [DISTINGUISHED.get(i, n) for i, n in enumerate(published)]
 
 
-def test_imagenet_names_are_distinct_even_in_small_letters():
+def test_imagenet__distinct_in_lower_case():
     names = class_names("imagenet")
     assert len({name.lower() for name in names}) == 1000
     assert {i: names[i] for i in DISTINGUISHED} == DISTINGUISHED
 
 
 @needs_shared
-def test_cifar100_names_follow_the_official_order():
+def test_cifar100__official_order():
     published = lines("clip_lte/cifar100_label.txt")
     assert class_names("cifar100") == [line.replace("_", " ") for line in published]
 
 
-def test_digits_are_counted_from_zero():
+def test_digits__words():
     words = "zero one two three four five six seven eight nine"
     assert " ".join(class_names("digits")) == words
 
 
-def test_given_names_are_taken_as_text():
+def test_names__given():
     assert class_names(["cat", 7]) == ["cat", "7"]
     assert class_names(("cifar10",)) == ["cifar10"]
+    unasked = object()  # has no names
+    assert class_names("cifar10", unasked)[0] == "airplane"
+    assert class_names(["a"], unasked) == ["a"]
 
 
 @pytest.mark.parametrize("name", ["imagenet21k", "", "cifar10.txt", "../class_names/cifar10"])
-def test_unknown_data_set_says_which_are_known(name):
+def test_names__unknown_data_set(name):
     with pytest.raises(InputError) as caught:
         class_names(name)
     assert all(known in str(caught.value) for known in COUNTS)
 
 
-def test_names_can_be_lines_of_a_file(tmp_path):
+@pytest.mark.parametrize("names", [[], ["cat", " "]])
+def test_names__none_or_empty(names):
+    with pytest.raises(InputError, match="class name"):
+        class_names(names)
+
+
+def test_names__lines_of_a_file(tmp_path):
     (tmp_path / "names.txt").write_bytes("\ufeffcat\r\n\r\n  sea lion \nüber\n".encode())
     assert class_names(str(tmp_path / "names.txt")) == ["cat", "sea lion", "über"]
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
@@ -137,17 +146,8 @@ class Named:
         return ["yes", "no"]
 
 
-def test_without_names_the_data_set_says_them():
+def test_names__of_the_source():
     assert class_names(None, Named()) == ["yes", "no"]
     assert class_names(None, Digits()) == class_names("digits")
-    with pytest.raises(InputError, match=r"data\.class_names"):
+    with pytest.raises(InputError, match="set class_names"):
         class_names()
-
-
-def test_given_names_do_not_ask_the_data_set():
-    class Unreachable:
-        def class_names(self):
-            raise AssertionError("asked")
-
-    assert class_names("cifar10", Unreachable())[0] == "airplane"
-    assert class_names(["a"], Unreachable()) == ["a"]

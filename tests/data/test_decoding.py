@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nayer_pl.data.pictures import Decoder
+from nayer_pl.data.decoding import Decoder
 
 
 def noise(height, width, channels=3, seed=0):
@@ -35,7 +35,7 @@ def as_array(image):
         ((50, 40), (320, 256), (48, 16)),
     ],
 )
-def test_evaluation_on_imagenet_is_shorter_side_256_centre_224(size, resized, corner):
+def test_center_crop__evaluation_on_imagenet(size, resized, corner):
     array = noise(size[1], size[0])
     left, top = corner
     by_hand = Image.fromarray(array).resize(resized, Image.Resampling.BILINEAR)
@@ -44,28 +44,28 @@ def test_evaluation_on_imagenet_is_shorter_side_256_centre_224(size, resized, co
     np.testing.assert_array_equal(as_array(found), expected)
 
 
-def test_without_a_crop_the_shorter_side_fits_whole():
-    array = noise(40, 100)
-    expected = np.array(Image.fromarray(array).resize((20, 8), Image.Resampling.BILINEAR))
-    found = Decoder((3, 8, 8))(encode(array))
-    np.testing.assert_array_equal(as_array(found), expected[:, 6:14])
-
-
-def test_wanted_shape_need_not_be_square():
-    array = noise(30, 30)
-    expected = np.array(Image.fromarray(array).resize((20, 20), Image.Resampling.BILINEAR))
-    found = Decoder((3, 10, 20))(encode(array))
-    np.testing.assert_array_equal(as_array(found), expected[5:15])
-    assert Decoder((1, 20, 10))(encode(array)).shape == (1, 20, 10)
+@pytest.mark.parametrize(
+    ("size", "shape", "resized", "part"),
+    [
+        ((40, 100), (8, 8), (20, 8), np.s_[:, 6:14]),
+        ((30, 30), (10, 20), (20, 20), np.s_[5:15]),
+        ((30, 30), (20, 10), (20, 20), np.s_[:, 5:15]),
+    ],
+)
+def test_center_crop__shorter_side_fits(size, shape, resized, part):
+    array = noise(*size)
+    expected = np.array(Image.fromarray(array).resize(resized, Image.Resampling.BILINEAR))
+    found = Decoder((3, *shape))(encode(array))
+    np.testing.assert_array_equal(as_array(found), expected[part])
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.5])
-def test_picture_of_the_wanted_size_is_untouched(crop):
+def test_center_crop__picture_of_this_size(crop):
     array = noise(9, 7)
     np.testing.assert_array_equal(as_array(Decoder((3, 9, 7), crop)(encode(array))), array)
 
 
-def test_grey_becomes_rgb_and_rgb_its_luminance():
+def test_decoder__gray_and_rgb():
     gray, color = noise(6, 6, channels=1), noise(6, 6)
     found = as_array(Decoder((3, 6, 6))(encode(gray)))
     np.testing.assert_array_equal(found, np.stack([gray] * 3, axis=-1))
@@ -73,7 +73,7 @@ def test_grey_becomes_rgb_and_rgb_its_luminance():
     assert np.abs(Decoder((1, 6, 6))(encode(color))[0].numpy() - luminance).max() <= 1
 
 
-def test_pictures_are_turned_upright_as_their_camera_says():
+def test_decoder__upright():
     array = noise(6, 6)
     exif = Image.Exif()
     exif[0x0112] = 6  # the top row is the picture's right side
@@ -85,7 +85,7 @@ SIZES = [(200, 200), (240, 160), (120, 250)]
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_random_crops_have_the_published_areas_and_ratios(width, height):
+def test_random_crop__published_areas_and_ratios(width, height):
     # Red is the column and green the row, so every pixel tells where it was taken from.
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     picture = np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8)
@@ -105,7 +105,7 @@ def test_random_crops_have_the_published_areas_and_ratios(width, height):
     assert 0.3 < np.median(lefts) < 0.7
 
 
-def test_random_crop_depends_on_its_key_alone():
+def test_random_crop__key():
     decoder, picture = Decoder((3, 8, 8), random=True), noise(40, 40)
     torch.manual_seed(0)
     first = decoder(encode(picture), "0 1 7")
@@ -115,21 +115,21 @@ def test_random_crop_depends_on_its_key_alone():
     assert not any(torch.equal(first, other) for other in others)
 
 
-def test_hopelessly_long_picture_is_cropped_at_its_centre():
+def test_random_crop__very_long_picture():
     picture = noise(4, 400)
     expected = Decoder((3, 4, 4))(encode(picture))
     assert torch.equal(Decoder((3, 4, 4), random=True)(encode(picture), "x"), expected)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_truncated_picture_is_not_half_a_picture(form):
+def test_decoder__truncated_picture(form):
     content = encode(noise(64, 64), form).getvalue()
     with pytest.raises((OSError, SyntaxError)):
         Decoder((3, 64, 64))(io.BytesIO(content[: len(content) // 2]))
 
 
-def test_grey_of_sixteen_bits_keeps_its_brightness():
-    """PIL itself cuts it off at 255: nearly all of it would be white."""
+def test_decoder__sixteen_bits():
+    """PIL itself clips it at 255, which makes nearly all of it white."""
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     for form in ("PNG", "TIFF"):
         found = Decoder((1, 8, 8))(encode(ramp, form))[0].numpy()
@@ -138,6 +138,6 @@ def test_grey_of_sixteen_bits_keeps_its_brightness():
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
-def test_numbers_of_unknown_range_are_refused(kind):
+def test_decoder__unknown_range(kind):
     with pytest.raises(ValueError, match="its pixels are numbers of mode"):
         Decoder((1, 8, 8))(encode(np.zeros((8, 8), kind), "TIFF"))

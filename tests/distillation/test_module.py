@@ -1,6 +1,7 @@
 import copy
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ import torch.nn.functional as F
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch.optim import SGD
 
 from nayer_pl import Classifier, DivergenceError, InputError
 from nayer_pl.bank import DistillationBatch, SynthesisRound
 
 
-def test_teacher_is_bit_for_bit_unchanged_and_the_student_is_not(tiny_method, tiny_data, fit):
+def test_fit__student_alone_learns(tiny_method, tiny_data, fit):
     method = tiny_method()
     teacher = copy.deepcopy(method.teacher.state_dict())
     student = copy.deepcopy(method.student.state_dict())
@@ -25,9 +27,9 @@ def test_teacher_is_bit_for_bit_unchanged_and_the_student_is_not(tiny_method, ti
     )
 
 
-def test_distillation_step_is_the_plain_one(tiny_method, tiny_data, fit):
+def test_student_step__plain_torch(tiny_method, tiny_data, fit):
     """Against SGD written out: momentum, weight decay, and KL at temperature 20 times 400."""
-    method = tiny_method(weight_decay=0.01)
+    method = tiny_method(optimizer=partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.01))
     twin = copy.deepcopy(method.student)
     batches = []
 
@@ -41,7 +43,7 @@ def test_distillation_step_is_the_plain_one(tiny_method, tiny_data, fit):
     twin.train()
     velocity = [torch.zeros_like(p) for p in twin.parameters()]
     for images in batches:
-        target = F.softmax(method.teacher(images) / 20, dim=1)
+        target = F.softmax(method.teacher.classifier(images) / 20, dim=1)
         logs = F.log_softmax(twin(images) / 20, dim=1)
         loss = (target * (target.log() - logs)).sum(1).mean() * 400
         grads = torch.autograd.grad(loss, list(twin.parameters()))
@@ -53,9 +55,7 @@ def test_distillation_step_is_the_plain_one(tiny_method, tiny_data, fit):
         torch.testing.assert_close(value, twin.state_dict()[key], rtol=1e-4, atol=1e-5)
 
 
-def test_learning_rate_falls_along_a_cosine_over_distillation_epochs_only(
-    tiny_method, tiny_data, fit
-):
+def test_scheduler__distillation_epochs(tiny_method, tiny_data, fit):
     rates = []
 
     class Watch(Callback):
@@ -67,7 +67,7 @@ def test_learning_rate_falls_along_a_cosine_over_distillation_epochs_only(
     assert rates == pytest.approx([0.05, 0.05, *cosine])
 
 
-def test_plan_is_carried_out_and_counted(tiny_method, tiny_data, fit):
+def test_fit__counts(tiny_method, tiny_data, fit):
     method, data = tiny_method(), tiny_data({"epochs": 3, "rounds_per_epoch": 2})
     trainer = fit(method, data)
     assert method.rounds == 2 + 3 * 2
@@ -76,7 +76,7 @@ def test_plan_is_carried_out_and_counted(tiny_method, tiny_data, fit):
     assert trainer.current_epoch == 4
 
 
-def test_metrics_are_logged_against_student_updates(tiny_method, tiny_data, fit, tmp_path):
+def test_metrics__student_updates(tiny_method, tiny_data, fit, tmp_path):
     logger = CSVLogger(tmp_path, name="", version="")
     fit(tiny_method(), tiny_data(), logger=logger)
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
@@ -86,27 +86,25 @@ def test_metrics_are_logged_against_student_updates(tiny_method, tiny_data, fit,
     assert [r["step"] for r in rows if r["distillation/loss"]] == list("123456")
 
 
-def test_accuracies_equal_a_count_by_hand(tiny_method, tiny_data, fit):
+def test_results__accuracies(tiny_method, tiny_data, fit):
     method, data = tiny_method(), tiny_data()
     fit(method, data)
     images, labels = data.source.load("evaluation")
     method.student.eval()
     student = method.student(images / 255).argmax(1)
-    teacher = method.teacher(images / 255).argmax(1)
+    teacher = method.teacher.classifier(images / 255).argmax(1)
     results = method.results()
     assert results["student_accuracy"] == pytest.approx((student == labels).float().mean().item())
     assert results["teacher_accuracy"] == pytest.approx((teacher == labels).float().mean().item())
     assert results["agreement"] == pytest.approx((student == teacher).float().mean().item())
 
 
-def test_without_real_images_the_agreement_on_held_back_ones_is_reported(
-    tiny_method, tiny_data, fit
-):
+def test_results__holdout(tiny_method, tiny_data, fit):
     method, data = tiny_method(), tiny_data(evaluation=False, holdout=0.25)
     fit(method, data)
     method.student.eval()
     images = data.holdout.images / 255
-    agree = method.student(images).argmax(1) == method.teacher(images).argmax(1)
+    agree = method.student(images).argmax(1) == method.teacher.classifier(images).argmax(1)
     results = method.results()
     assert results["student_accuracy"] is None
     assert results["teacher_accuracy"] is None
@@ -114,9 +112,7 @@ def test_without_real_images_the_agreement_on_held_back_ones_is_reported(
     assert len(data.holdout) == 4 * 3
 
 
-def test_checkpoint_leaves_the_teacher_out_and_holds_plain_values(
-    tiny_method, tiny_data, fit, tmp_path
-):
+def test_checkpoint__contents(tiny_method, tiny_data, fit, tmp_path):
     saver = ModelCheckpoint(tmp_path, "last")
     fit(tiny_method(), tiny_data(), enable_checkpointing=True, callbacks=[saver])
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
@@ -124,9 +120,7 @@ def test_checkpoint_leaves_the_teacher_out_and_holds_plain_values(
     assert content["progress"] == {"student_updates": 6, "rounds": 4}
 
 
-def test_nan_in_the_distillation_loss_stops_before_the_next_checkpoint(
-    tiny_method, tiny_data, fit, tmp_path
-):
+def test_nan__distillation_loss(tiny_method, tiny_data, fit, tmp_path):
     method = tiny_method()
 
     class Break(Callback):
@@ -150,15 +144,15 @@ def nan_at(parameter, call):
     parameter.register_hook(lambda grad: grad * math.nan if next(calls) == call else None)
 
 
-def test_nan_in_a_synthesis_gradient_stops_before_the_bank(tiny_method, tiny_data, fit):
+def test_nan__synthesis_gradient(tiny_method, tiny_data, fit):
     method, data = tiny_method(generator_steps=4), tiny_data()
-    nan_at(method.generator.layers[0].weight, 4 + 3)
+    nan_at(method.synthesizer.generator.layers[0].weight, 4 + 3)
     with pytest.raises(DivergenceError, match=r"gradient .* became nan at step 3 of round 2"):
         fit(method, data)
     assert len(data.bank) == 12
 
 
-def test_nan_in_the_students_gradient_stops_before_the_student(tiny_method, tiny_data, fit):
+def test_nan__student_gradient(tiny_method, tiny_data, fit):
     method, kept = tiny_method(), {}
 
     class Keep(Callback):
@@ -172,15 +166,13 @@ def test_nan_in_the_students_gradient_stops_before_the_student(tiny_method, tiny
     assert all(torch.equal(kept[n], p) for n, p in method.student.named_parameters())
 
 
-def test_parts_that_do_not_fit_are_named_before_any_work(
-    tiny_method, tiny_data, fit, tiny_classifier
-):
+def test_fit__number_of_outputs(tiny_method, tiny_data, fit, tiny_classifier):
     with pytest.raises(InputError, match="student has 4 outputs, but the data set has 3 classes"):
         fit(tiny_method(student=tiny_classifier(classes=4)), tiny_data())
 
 
 @pytest.mark.parametrize("common", ["classifier", "network", "layer", "weights"])
-def test_teacher_and_student_have_nothing_in_common(tiny_method, tiny_classifier, common):
+def test_init__shared_weights(tiny_method, tiny_classifier, common):
     teacher, student = tiny_classifier(), tiny_classifier()
     if common == "classifier":
         student = teacher
@@ -194,7 +186,7 @@ def test_teacher_and_student_have_nothing_in_common(tiny_method, tiny_classifier
         tiny_method(teacher=teacher, student=student)
 
 
-def test_plain_dataloaders_are_refused(tiny_method, fit):
+def test_fit__other_datamodule(tiny_method, fit):
     class Data(LightningDataModule):
         max_epochs = 1
 
@@ -205,8 +197,8 @@ def test_plain_dataloaders_are_refused(tiny_method, fit):
         fit(tiny_method(), Data())
 
 
-def test_a_plain_trainer_with_its_defaults_works(tiny_method, tiny_data, tmp_path: Path):
-    """Sanity check, checkpoints, a logger: what a notebook has when nobody configured it."""
+def test_fit__default_trainer(tiny_method, tiny_data, tmp_path: Path):
+    """Sanity check, checkpoints, a logger: as in a notebook."""
     method = tiny_method()
     data = tiny_data({"warmup_epochs": 0})
     trainer = Trainer(max_epochs=2, accelerator="cpu", default_root_dir=tmp_path)
@@ -214,7 +206,7 @@ def test_a_plain_trainer_with_its_defaults_works(tiny_method, tiny_data, tmp_pat
     assert method.student_updates == 6
 
 
-def test_a_checkpoint_of_weights_alone_has_the_student(tiny_method, tiny_data, fit, tmp_path):
+def test_checkpoint__weights_only(tiny_method, tiny_data, fit, tmp_path):
     method = tiny_method()
     trainer = fit(method, tiny_data())
     trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
@@ -225,12 +217,14 @@ def test_a_checkpoint_of_weights_alone_has_the_student(tiny_method, tiny_data, f
             assert torch.equal(saved[f"student.{name}"], tensor)
 
 
-def test_validation_without_a_fit_measures_everything(tiny_method, tiny_data, tmp_path):
+def test_validate__without_fit(tiny_method, tiny_data, tmp_path):
     method, data = tiny_method(), tiny_data()
     trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
     trainer.validate(method, datamodule=data)
     images, labels = data.source.load("evaluation")
-    own, theirs = (net(images / 255).argmax(1) for net in (method.student, method.teacher))
+    own, theirs = (
+        net(images / 255).argmax(1) for net in (method.student, method.teacher.classifier)
+    )
     expected = {
         "val/student_accuracy": (own == labels), "val/teacher_accuracy": (theirs == labels),
         "val/agreement": (own == theirs),
@@ -241,22 +235,22 @@ def test_validation_without_a_fit_measures_everything(tiny_method, tiny_data, tm
 
 
 @pytest.mark.parametrize("epochs", [-1, None, 4])
-def test_a_trainer_stops_when_the_plan_does(tiny_method, tiny_data, fit, epochs):
+def test_fit__max_epochs(tiny_method, tiny_data, fit, epochs):
     with pytest.raises(InputError, match=r"max_epochs must be from 1 to the plan's 3"):
         fit(tiny_method(), tiny_data(), max_epochs=epochs)
 
 
-def test_nothing_is_logged_on_the_way_if_that_is_off(tiny_method, tiny_data, fit):
+def test_fit__no_logging(tiny_method, tiny_data, fit):
     method = tiny_method()
     fit(method, tiny_data(), log_every_n_steps=0)
     assert method.student_updates == 6
 
 
-def test_a_method_can_be_trained_again_and_copied(tiny_method, tiny_data, fit):
-    method = tiny_method(learning_rate=math.inf)
+def test_fit__again_after_an_error(tiny_method, tiny_data, fit):
+    method = tiny_method(optimizer=partial(SGD, lr=math.inf))
     with pytest.raises(DivergenceError):
         fit(method, tiny_data())
-    method.learning_rate = 0.05
+    method.updater.optimizer = partial(SGD, lr=0.05)
     for part in method.student.network.modules():
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()

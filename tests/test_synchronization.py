@@ -47,7 +47,7 @@ WAITS = {
     "its different values": lambda x: x.unique(),
     "a wait within a gradient": lambda x: torch.func.grad(lambda y: y[y > 0].sum())(x),
 }
-GOES_ON = {
+CONTINUES = {
     "a constant": lambda x: torch.full((), torch.inf, device=x.device),
     "chosen by position": lambda x: x[torch.randint(4, (2,), device=x.device)],
     "chosen by value": lambda x: torch.where(x > 0, x, 0.0),
@@ -139,7 +139,7 @@ class Journal(Callback):
         self.visited[kind] += 1
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        method.generator.register_forward_pre_hook(lambda *_: self._next_step())
+        method.synthesizer.generator.register_forward_pre_hook(lambda *_: self._next_step())
 
     def _next_step(self) -> None:
         step = self.here[1] + 1
@@ -166,7 +166,7 @@ class Journal(Callback):
 def journal(request, tiny_method, tiny_data, fit, tmp_path, monkeypatch) -> Journal:
     """Of a whole run, with everything that looks at it while it goes on."""
     # A CPU has nothing to wait for and looks at every gradient; a GPU does not.
-    monkeypatch.setattr("nayer_pl.distillation.divergence.NonFiniteGuard.WAITS_FOR_NOTHING", ())
+    monkeypatch.setattr("nayer_pl.distillation.guards.NonFiniteGuard.SYNCHRONOUS", ())
     journal, augmentation = Journal(), RandomCropFlip(1)
     with watching(request.param, journal.note):
         fit(
@@ -179,23 +179,23 @@ def journal(request, tiny_method, tiny_data, fit, tmp_path, monkeypatch) -> Jour
     return journal
 
 
-def test_nothing_is_read_between_the_steps_of_a_round(journal):
+def test_reads__generator_steps(journal):
     assert journal.visited["generator step"] == ROUNDS * (STEPS - 1)
     assert not journal.reads["generator step"]
     assert journal.reads["last generator step and banking"][STEPS]  # reads are seen where they are
 
 
-def test_nothing_is_read_between_two_reports_of_the_distillation_loss(journal):
+def test_reads__student_updates(journal):
     assert journal.visited["student update"] == 2 * UPDATES
     reads = journal.reads["student update"]
     assert sorted(reads) == [5, 10, 15, 20], dict(reads)
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_GPU])
-@pytest.mark.parametrize("name", [*WAITS, *GOES_ON])
-def test_a_wait_is_told_from_an_operation_that_goes_on(device, name):
+@pytest.mark.parametrize("name", [*WAITS, *CONTINUES])
+def test_watching(device, name):
     noted = []
     x = torch.randn(4, device=device)
     with watching(device, noted.append):
-        {**WAITS, **GOES_ON}[name](x)
+        {**WAITS, **CONTINUES}[name](x)
     assert bool(noted) == (name in WAITS)

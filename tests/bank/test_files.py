@@ -20,23 +20,25 @@ def batch(count, rng):
     capacity=st.integers(1, 12),
     batches=st.lists(st.tuples(st.integers(1, 7), st.booleans()), min_size=1, max_size=8),
 )
-def test_every_checkpoint_brings_back_the_bank_of_its_moment(tmp_path_factory, capacity, batches):
-    """Old ones too, after newer ones: image for image in the same place of the ring."""
+def test_load__every_saved_state(tmp_path_factory, capacity, batches):
+    """Old states too, after newer ones: every image in the same place of the ring."""
     folder, rng = tmp_path_factory.mktemp("bank"), torch.Generator().manual_seed(0)
     bank, files, saved = MemoryBank(capacity, SHAPE), BankFiles(folder, "bank-0"), []
     for count, save in [*batches, (1, True)]:
         bank.add(*batch(count, rng))
         if save:
-            saved.append((files.save(bank), bank.added, bank.images.clone(), bank.labels.clone()))
+            saved.append(
+                (files.save(bank), bank.num_added, bank.images.clone(), bank.labels.clone())
+            )
     for state, added, images, labels in saved:
         again = MemoryBank(capacity, SHAPE)
         BankFiles(folder, "bank-0").load(again, state)
-        assert again.added == added
+        assert again.num_added == added
         assert torch.equal(again.images, images)
         assert torch.equal(again.labels, labels)
 
 
-def test_each_file_holds_only_what_was_added_and_is_never_written_again(tmp_path):
+def test_save__only_new_images(tmp_path):
     bank, files = MemoryBank(100, SHAPE), BankFiles(tmp_path, "bank-0")
     rng = torch.Generator().manual_seed(0)
     added = [batch(5, rng), batch(3, rng)]
@@ -46,26 +48,20 @@ def test_each_file_holds_only_what_was_added_and_is_never_written_again(tmp_path
     before = first.stat()
     bank.add(*added[1])
     assert len(files.save(bank)["files"]) == 2
-    assert len(files.save(bank)["files"]) == 2  # nothing new
+    state = files.save(bank)  # nothing new
+    assert [record["images"] for record in state["files"]] == [5, 3]
     assert (first.stat().st_mtime_ns, first.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
     contents = [load_file(path) for path in sorted(tmp_path.iterdir())]
     for content, (images, labels) in zip(contents, added, strict=True):
         assert torch.equal(content["images"], images)
         assert torch.equal(content["labels"], labels)
-
-
-def test_a_run_that_goes_on_adds_to_its_files(tmp_path):
-    rng = torch.Generator().manual_seed(0)
-    bank, files = MemoryBank(100, SHAPE), BankFiles(tmp_path, "bank-0")
-    bank.add(*batch(5, rng))
-    state = files.save(bank)
-    again, rest = MemoryBank(100, SHAPE), BankFiles(tmp_path, "bank-0")
-    rest.load(again, state)
+    resumed, again = BankFiles(tmp_path, "bank-0"), MemoryBank(100, SHAPE)
+    resumed.load(again, state)
     again.add(*batch(2, rng))
-    assert [record["images"] for record in rest.save(again)["files"]] == [5, 2]
+    assert [record["images"] for record in resumed.save(again)["files"]] == [5, 3, 2]
 
 
-def test_runs_that_share_a_folder_never_replace_each_others_files(tmp_path):
+def test_save__runs_that_share_a_folder(tmp_path):
     states = []
     for seed in range(2):
         bank = MemoryBank(10, SHAPE)
@@ -77,8 +73,8 @@ def test_runs_that_share_a_folder_never_replace_each_others_files(tmp_path):
         assert torch.equal(again.images, bank.images)
 
 
-def test_large_banks_are_cut_into_files_that_fit_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LARGEST", 3 * 12)
+def test_save__large_banks_in_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 3 * 12)
     bank = MemoryBank(10, SHAPE)
     bank.add(*batch(8, torch.Generator().manual_seed(0)))
     state = BankFiles(tmp_path, "bank-0").save(bank)
@@ -88,8 +84,8 @@ def test_large_banks_are_cut_into_files_that_fit_into_memory(tmp_path, monkeypat
     assert torch.equal(again.images, bank.images)
 
 
-def test_a_file_that_was_damaged_since_is_written_again(tmp_path):
-    """A run that goes on from before it makes the same images, and a file of the same name."""
+def test_save__replaces_a_damaged_file(tmp_path):
+    """A run that resumes before it makes the same images, and a file of the same name."""
     bank = MemoryBank(10, SHAPE)
     bank.add(*batch(8, torch.Generator().manual_seed(0)))
     state = BankFiles(tmp_path, "bank-0").save(bank)
@@ -100,7 +96,7 @@ def test_a_file_that_was_damaged_since_is_written_again(tmp_path):
 
 
 @pytest.mark.parametrize("bit", [0, 77, -1])
-def test_every_flipped_bit_is_found_and_the_file_named(tmp_path, bit):
+def test_load__damaged_or_missing_file(tmp_path, bit):
     bank = MemoryBank(10, SHAPE)
     bank.add(*batch(8, torch.Generator().manual_seed(0)))
     state = BankFiles(tmp_path, "bank-0").save(bank)

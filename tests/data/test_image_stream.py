@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from nayer_pl import InputError
-from nayer_pl.data import Batches
-from nayer_pl.data.pictures import Decoder
-from nayer_pl.data.stream import ImageStream
+from nayer_pl.data import Batches, ImageStream
+from nayer_pl.data.decoding import Decoder
 
 
 class Noise:
@@ -48,7 +47,7 @@ def together(batches):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_streamed_batches_are_those_in_memory(workers):
+def test_stream__same_as_in_memory(workers):
     streamed, kept = stream(workers=workers), stream().decoded()
     for shuffle in (False, True):
         pairs = zip(
@@ -60,13 +59,14 @@ def test_streamed_batches_are_those_in_memory(workers):
             assert isinstance(ours, list)
             assert torch.equal(ours[0], theirs[0])
             assert torch.equal(ours[1], theirs[1])
-    # Every third picture has the wanted size already.
+    assert list(streamed.read([])) == []
+    # Every third picture has this size already.
     for i in range(0, 30, 3):
         expected = Noise(30).array(i).transpose(2, 0, 1)
         np.testing.assert_array_equal(kept.images[i].numpy(), expected)
 
 
-def test_worker_processes_decode():
+def test_stream__decodes_in_workers():
     class Witness(Noise):
         def __getitem__(self, i):
             picture = Image.new("RGB", (8, 8), (os.getpid() % 251, 0, 0))
@@ -84,7 +84,7 @@ def test_worker_processes_decode():
     assert os.getpid() % 251 not in processes(2)
 
 
-def test_random_crops_do_not_depend_on_workers_ranks_or_batch_size():
+def test_stream__random_crops():
     def epoch(batch_size, world, workers, number=0):
         images, labels = {}, {}
         for rank in range(world):
@@ -103,22 +103,22 @@ def test_random_crops_do_not_depend_on_workers_ranks_or_batch_size():
     assert sum(torch.equal(first[i], later[i]) for i in range(24)) < 3
 
 
-def test_the_global_random_state_is_not_moved():
+def test_stream__global_random_state():
     before = torch.get_rng_state()
     together(Batches(stream(random=True, workers=2), 5, shuffle=True))
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_stream_stops_at_a_damaged_picture_and_names_it(workers):
+def test_stream__stops_at_a_damaged_picture(workers):
     batches = iter(Batches(stream(bad=(13, 14), workers=workers), 5))
     assert torch.equal(next(batches)[0], stream().decoded().images[:5])
-    with pytest.raises(InputError, match=r"picture 13 \(.+\) \(and 1 more\).*data.corrupt=skip"):
+    with pytest.raises(InputError, match=r"picture 13 \(.+\) \(and 1 more\).*corrupt=skip"):
         list(batches)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_stream_leaves_damaged_pictures_out_and_names_and_counts_them(workers, caplog):
+def test_stream__skips_damaged_pictures(workers, caplog):
     bad = (3, 13, 14)
     damaged = stream(bad=bad, corrupt="skip", workers=workers)
     for _ in range(2):  # epochs
@@ -129,10 +129,13 @@ def test_stream_leaves_damaged_pictures_out_and_names_and_counts_them(workers, c
     text = caplog.text
     assert [text.count(f"picture {i} (") for i in bad] == [1, 1, 1]
     assert text.count("3 of 30 images are left out") == 1
+    kept = stream(bad=bad, corrupt="skip").decoded()
+    assert torch.equal(kept.images, images)
+    assert torch.equal(kept.labels, labels)
 
 
 @pytest.mark.parametrize("count", [4, 6, 8])
-def test_the_count_comes_before_the_last_batch_is_out(count, caplog):
+def test_stream__count_before_the_last_batch(count, caplog):
     # A trainer that knows the length never asks for what follows it.
     batches = Batches(stream(count, bad=(count - 1,), corrupt="skip", workers=1), 2)
     iterator = iter(batches)
@@ -142,35 +145,26 @@ def test_the_count_comes_before_the_last_batch_is_out(count, caplog):
     assert not multiprocessing.active_children()
 
 
-def test_in_memory_damage_is_counted_over_the_whole_split():
-    with pytest.raises(InputError, match=r"picture 3 .*and 2 more.*data\.corrupt=skip"):
+def test_decoded__stops_at_damaged_pictures():
+    with pytest.raises(InputError, match=r"picture 3 .*and 2 more.*corrupt=skip"):
         stream(bad=(3, 13, 29)).decoded()
 
 
-def test_in_memory_damaged_pictures_are_left_out(caplog):
-    kept = stream(bad=(0, 3, 29), corrupt="skip").decoded()
-    good = [i for i in range(30) if i not in (0, 3, 29)]
-    assert torch.equal(kept.images, stream().decoded().images[good])
-    assert torch.equal(kept.labels, torch.arange(30)[good] % 7)
-    assert "picture 29 (" in caplog.text
-    assert "3 of 30 images are left out" in caplog.text
-
-
-def test_only_ten_are_named(caplog):
+def test_decoded__names_ten_damaged_pictures(caplog):
     with caplog.at_level(logging.WARNING):
         stream(bad=range(25), corrupt="skip").decoded()
     assert caplog.text.count("Left out") == 10
     assert "25 of 30 images are left out" in caplog.text
 
 
-def test_nothing_but_damage_is_an_error_even_if_it_may_be_skipped():
+def test_stream__only_damaged_pictures():
     with pytest.raises(InputError, match="None of the 30 images"):
         stream(bad=range(30), corrupt="skip").decoded()
     with pytest.raises(InputError, match=r"whole batch of 5 .*picture 10"):
         together(Batches(stream(bad=range(10, 15), corrupt="skip"), 5))
 
 
-def test_what_is_no_image_is_said_without_a_memory_address():
+def test_decoded__unknown_format():
     class Text(Noise):
         def __getitem__(self, i):
             return "notes.txt", io.BytesIO(b"not an image")
@@ -180,12 +174,7 @@ def test_what_is_no_image_is_said_without_a_memory_address():
         images.decoded()
 
 
-def test_a_stream_can_be_sent_to_a_process_that_shares_nothing():
+def test_stream__pickle():
     original = stream()
     copy = pickle.loads(pickle.dumps(original))
     assert torch.equal(together(Batches(copy, 9))[0], together(Batches(original, 9))[0])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_of_no_batches_there_are_none(workers):
-    assert list(stream(workers=workers).read([])) == []
