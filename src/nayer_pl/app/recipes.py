@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -25,7 +26,8 @@ def register_recipes(conf: Path) -> None:
         conf: The directory of the configuration.
     """
     store = ConfigStore.instance()
-    recipes = {file.stem: OmegaConf.load(file) for file in (conf / GROUP).glob("*.yaml")}
+    files = (conf / GROUP).glob("*.yaml")
+    recipes: dict[str, Any] = {file.stem: OmegaConf.load(file) for file in files}
     for method, source in {**{name: name for name in recipes}, **SAME}.items():
         for data, recipe in recipes[source].items():
             node = {"recipe_name": f"{source}_{data}", **recipe}
