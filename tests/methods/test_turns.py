@@ -8,12 +8,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from nayer_pl import BankOptions
+from nayer_pl import BankOptions, Classifier
 from nayer_pl.bank import SynthesisRound
-from nayer_pl.methods.dafl import DAFL
+from nayer_pl.methods.dafl import DAFL, last_linear
 from nayer_pl.methods.dfad import DFAD
 from nayer_pl.methods.dfq import DFQ
-from nayer_pl.methods.zskt import ZSKT
+from nayer_pl.methods.zskt import ZSKT, last_layers
+from nayer_pl.networks import wrn16_1
 
 SHAPE = (1, 8, 8)
 STEPS = {DAFL: 1, DFAD: 5, DFQ: 1, ZSKT: 10}  # of the student in a turn
@@ -76,6 +77,16 @@ def test_discrepancy(make, tiny_classifier, method, options, term, discrepancy, 
             if method is not DFQ:  # which has other terms
                 assert torch.equal(terms["loss"], -terms[term])
     assert expected.item() == pytest.approx(0, abs=1e-6)  # a copy has nothing to learn
+
+
+@pytest.mark.parametrize("search", [last_linear, last_layers])
+def test_search_for_layers_leaves_no_trace(search):
+    net = Classifier(wrn16_1(10), [0.5], [0.5]).train()
+    before = copy.deepcopy(net.state_dict())
+    search(net, (3, 16, 16))
+    assert net.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
 class Duel(Callback):
