@@ -16,20 +16,14 @@ from nayer_pl.app.train import train
 from nayer_pl.networks import Classifier, build_network
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-EXPERIMENTS = [f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml"))]
-CIFAR = [
-    "resnet34 resnet18",
-    "vgg11 resnet18",
-    *(f"wrn40_2 {s}" for s in ("wrn16_1", "wrn16_2", "wrn40_1")),
-]
+EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
+CIFAR = ["resnet34 resnet18", "vgg11 resnet18"]
+CIFAR += [f"wrn40_2 {student}" for student in ("wrn16_1", "wrn16_2", "wrn40_1")]
+IMAGENET = ["resnet18_imagenet", "resnet50_imagenet", "mobilenetv2_imagenet"]
 ROWS = [
-    *(f"cifar10 {pair}" for pair in CIFAR),
-    *(f"cifar100 {pair}" for pair in CIFAR),
+    *(f"{data} {pair}" for data in ("cifar10", "cifar100") for pair in CIFAR),
     "tinyimagenet resnet34 resnet18",
-    *(
-        f"imagenet torchvision_resnet50 {student}_imagenet"
-        for student in ("resnet18", "resnet50", "mobilenetv2")
-    ),
+    *(f"imagenet torchvision_resnet50 {student}" for student in IMAGENET),
 ]
 # Less of everything, but the experiment's own networks, data set, losses and order of work.
 SHORT = [
@@ -91,7 +85,10 @@ def row(text):
 
 
 @pytest.mark.usefixtures("torchvision")
-@pytest.mark.parametrize("chosen", [*([each] for each in EXPERIMENTS), *map(row, ROWS)])
+@pytest.mark.parametrize(
+    "chosen",
+    [*(pytest.param([f"experiment={e}"], id=e) for e in EXPERIMENTS), *map(row, ROWS)],
+)
 def test_one_short_epoch(config, chosen, stand_in_set, tmp_path):
     overrides = [*chosen, *SHORT, f"text_encoder.path={tmp_path}/embeddings.npy"]
     cfg = config(*overrides)
