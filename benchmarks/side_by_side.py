@@ -23,7 +23,7 @@ from nayer_pl import (
 )
 from nayer_pl.app.console import quiet_lightning
 from nayer_pl.bank.plan import DistillationBatch, SynthesisRound
-from nayer_pl.runtime.precision import fastest_precision
+from nayer_pl.runtime.numerics import fastest_precision
 from nayer_pl.synthesis.generators import UpsampledConv
 
 IMAGE_SHAPE, CLASSES, TEXT, FEATURES = (3, 32, 32), 10, 512, 1000

@@ -8,7 +8,7 @@ import torch
 from lightning import seed_everything
 
 from nayer_pl import RandomCropFlip, RealDataModule, Supervised
-from nayer_pl.callbacks.metrics_file import MetricsFile
+from nayer_pl.callbacks.loggers import MetricsFile
 from nayer_pl.data import ImageSet
 
 

@@ -22,8 +22,8 @@ from nayer_pl.distillation.guards import (
     describe_nonfinite,
     gradient_norm,
 )
-from nayer_pl.distillation.results import collect_results
-from nayer_pl.distillation.state import DistillationState
+from nayer_pl.distillation.rank_state import DistillationState
+from nayer_pl.distillation.reporting import collect_results
 from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, scales_losses
 from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.losses.distillation import KLDivergence, StudentLoss
@@ -31,7 +31,7 @@ from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.hooks import frozen
 from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime import distributed
-from nayer_pl.runtime.rng import Stream, stream_seed
+from nayer_pl.runtime.numerics import Stream, stream_seed
 from nayer_pl.synthesis.synthesizer import Synthesizer
 
 

@@ -23,7 +23,7 @@ from nayer_pl.networks.hooks import frozen, layer_outputs
 from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.generators import Generator
-from nayer_pl.synthesis.online import OnlineSynthesizer
+from nayer_pl.synthesis.synthesizer import OnlineSynthesizer
 
 
 class ZSKT(DataFreeDistillation):

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from nayer_pl.errors import InputError
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.folding import folded
-from nayer_pl.runtime.precision import fused_dtype
+from nayer_pl.runtime.numerics import fused_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self
