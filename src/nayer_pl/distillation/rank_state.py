@@ -186,9 +186,7 @@ class DistillationState(RankState):
         module = self.module
         optimizers = [each.state_dict() for each in module.trainer.optimizers[1:]]
         return {
-            "parts": {
-                n: tensor.cpu() for n, tensor in module.state_dict().items() if self._is_own(n)
-            },
+            "parts": {n: t.cpu() for n, t in module.state_dict().items() if self._is_own(n)},
             "buffers": {n: b.cpu().clone() for n, b in module.student.named_buffers()},
             "rounds": module.rounds,
             "synthesis_steps": module.synthesis_steps,
@@ -228,8 +226,7 @@ class DistillationState(RankState):
                     state[name] = buffer.clone()
         for optimizer in checkpoint.get("optimizer_states", [])[1:]:  # every rank has its own
             optimizer["state"] = {}
-        progress = {"student_updates": module.student_updates, "rounds": module.rounds}
-        checkpoint["progress"] = progress
+        checkpoint["progress"] = {"student_updates": module.student_updates}
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Restore also the progress, and the place in the epoch."""

@@ -105,17 +105,8 @@ class DAFL(DataFreeDistillation):
             augmentation,
             follow_student=False,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
 
 
 def imitate_data(

@@ -95,17 +95,8 @@ class DFAD(DataFreeDistillation):
             generator_betas,
             augmentation,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
 
 
 def disagree(

@@ -106,17 +106,8 @@ class DFQ(DataFreeDistillation):
             generator_betas,
             augmentation,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
 
 
 class PlausibleDisagreement(nn.Module):

@@ -110,17 +110,8 @@ class ZSKT(DataFreeDistillation):
             augmentation,
             round_size,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
         self.beta, self.max_gradient_norm = beta, max_gradient_norm
         self.pairs = paired_layers(teacher, student, image_shape) if beta else []
 

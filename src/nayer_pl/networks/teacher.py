@@ -69,6 +69,11 @@ class FrozenTeacher(nn.Module):
         """Logits [B, num_classes] of images in [0, 1], [B, C, H, W]."""
         return self.classifier(images) if self.fast is None else self.fast(images)
 
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Labels [B] of images in [0, 1], [B, C, H, W]."""
+        return self(images).argmax(1)
+
     def observe(self, images: Tensor) -> Observation:
         """Logits of images in [0, 1], and the statistics of every BatchNorm's input."""
         self._statistics = {}
