@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
+from nayer_pl import InputError
 from nayer_pl.app.instantiate import build
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -22,7 +23,7 @@ def sweep(type_command):
             folder = Path(HydraConfig.get().runtime.output_dir)
             jobs[cfg.model_name, cfg.seed] = (folder.relative_to(Path.cwd()), cfg)
             if fails(cfg):
-                raise RuntimeError("out of luck")
+                raise InputError("out of luck")
             return 0.5
 
         # What a sweeper gets is another matter: models differ in what they measure.

@@ -5,22 +5,13 @@ import pytest
 from nayer_pl import InputError, NoisyLayer, Plan
 from nayer_pl.app.instantiate import build
 from nayer_pl.app.run_dir import resolve_class_names
+from nayer_pl.networks import list_models
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml") if not p.stem.startswith("_"))
-
-
-# Networks of other packages need a name, or code, of somebody else.
-OUTSIDE = {
-    "custom", "timm", "torch_hub", "torchvision", "torchvision_resnet50", "transformers",
-}  # fmt: skip
-
-
-def own(group: str) -> list[str]:
-    return [name for name in options(group) if name not in OUTSIDE]
 
 
 def test_csv_logger_is_ours(config):
@@ -43,12 +34,24 @@ def test_data_set(config, data, tmp_path):
     assert len(cfg.data.mean) in (1, cfg.data.image_shape[0])
 
 
-@pytest.mark.parametrize("name", own("student"))
-def test_student(config, name):
-    cfg = config(f"student={name}", "data=cifar100")
+@pytest.mark.parametrize("name", list_models())
+def test_networks(config, name):
+    """As a student; as a teacher whose weights are missing; and as what is trained for them."""
+    cfg = config(f"student={name}", f"teacher={name}", "data=fashion_mnist")
     student = build(cfg.student)
-    assert student.num_classes(cfg.data.image_shape) == 100
+    assert student.num_classes((1, 32, 32)) == 10
     assert student.description["architecture"]["_target_"] == f"nayer_pl.networks.{name}"
+    with pytest.raises(InputError) as error:
+        build(cfg.teacher)
+    assert f"'teachers/fashion_mnist_{name}.safetensors'" in str(error.value)
+    assert f"train.py model=supervised data=fashion_mnist teacher={name}" in str(error.value)
+
+
+def test_supervised(config):
+    cfg = config("model=supervised", "teacher=wrn16_2")
+    assert cfg.model.network.architecture._target_ == "nayer_pl.networks.wrn16_2"
+    assert build(cfg.model).network.num_classes((3, 32, 32)) == 10
+    assert cfg.export.path == cfg.teacher.weights
 
 
 def test_imagenet_teacher_from_file(config):
@@ -57,16 +60,6 @@ def test_imagenet_teacher_from_file(config):
     teacher = config("data=imagenet", "teacher=resnet50_imagenet", "teacher.weights=f.pth").teacher
     assert teacher.architecture._target_ == "nayer_pl.networks.resnet50_imagenet"
     assert teacher.weights == "f.pth"
-
-
-@pytest.mark.parametrize("name", own("teacher"))
-def test_teacher__missing_weights(config, name):
-    cfg = config(f"teacher={name}", "data=fashion_mnist")
-    with pytest.raises(InputError) as error:
-        build(cfg.teacher)
-    assert f"'teachers/fashion_mnist_{name}.safetensors'" in str(error.value)
-    assert f"train.py model=supervised data=fashion_mnist teacher={name}" in str(error.value)
-    assert build(config("model=supervised", f"teacher={name}").model).network is not None
 
 
 @pytest.mark.parametrize("name", options("text_encoder"))

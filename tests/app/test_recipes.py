@@ -1,5 +1,6 @@
 """conf/recipe: which numbers a run takes, and that it says so."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,10 @@ def test_online_methods_take_turns(config, method, data, steps):
     kinds = ["RS"[isinstance(item, DistillationBatch)] for item, _ in items]
     assert "".join(kinds) == 3 * ("R" + steps * "S")
     assert cfg.model.generator_steps == 1
+    if method == "zskt":  # the student sees all images of a turn
+        assert plan.batch_size == plan.round_size
+    if method == "dafl":  # the code's 5, which takes logarithms to base 10
+        assert cfg.model.balance_weight == pytest.approx(5 / math.log(10), rel=1e-3)
     if method == "dfq":  # the generator alone
         items = zip(EpochPlan(plan, 0, 3, bank), range(6), strict=False)
         assert not any(isinstance(item, DistillationBatch) for item, _ in items)

@@ -184,7 +184,8 @@ def register_recipes(conf: Path) -> None:
         conf: The directory of the configuration.
     """
     store = ConfigStore.instance()
-    recipes = {file.stem: OmegaConf.load(file) for file in (conf / RECIPES).glob("*.yaml")}
+    files = (conf / RECIPES).glob("*.yaml")
+    recipes: dict[str, Any] = {file.stem: OmegaConf.load(file) for file in files}
     for method, source in {**{name: name for name in recipes}, **SAME}.items():
         for data, recipe in recipes[source].items():
             node = {"recipe_name": f"{source}_{data}", **recipe}
