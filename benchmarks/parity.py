@@ -31,7 +31,7 @@ from nayer_pl import fastest_precision
 from nayer_pl.app.networks_config import register_networks
 from nayer_pl.app.signatures import register_signatures
 from nayer_pl.app.train import train
-from nayer_pl.losses.batchnorm import ChannelMoments
+from nayer_pl.networks.teacher import ChannelMoments
 from nayer_pl.synthesis.generators import UpsampledConv
 
 
@@ -49,7 +49,7 @@ def plain_forms() -> Iterator[None]:
     with (
         patch.object(UpsampledConv, "forward", upsampled),
         patch.object(ChannelMoments, "apply", moments),
-        patch("nayer_pl.distillation.taught.folded", lambda teacher, *_: teacher),
+        patch("nayer_pl.networks.teacher.folded", lambda teacher, *_: teacher),
         # A GPU's convolutions would round float32 to TF32.
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
