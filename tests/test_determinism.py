@@ -37,7 +37,9 @@ def run(tiny_method, tiny_data, tiny_classifier, fit, tmp_path):
             )
         logger = MetricsFile(tmp_path / name, name="", version="")
         fit(method, data, logger=logger)
-        return method.exported_classifier.state_dict(), (tmp_path / name / "metrics.csv").read_bytes()
+        return method.exported_classifier.state_dict(), (
+            tmp_path / name / "metrics.csv"
+        ).read_bytes()
 
     return start
 
