@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nayer_pl import fastest_precision
-from nayer_pl.app.networks_config import register_networks
-from nayer_pl.app.signatures import register_signatures
+from nayer_pl.app.main import register_configs
 from nayer_pl.app.train import train
 from nayer_pl.networks.teacher import ChannelMoments
 from nayer_pl.synthesis.generators import UpsampledConv
@@ -120,8 +119,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     out = (arguments.out or Path(f"runs/parity_{arguments.experiment}")).resolve()
-    register_networks()
-    register_signatures()
+    register_configs(ROOT / "conf")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         found = {
             way: [

@@ -1,6 +1,7 @@
 import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from nayer_pl import NAYER, Classifier, Plan, SyntheticDataModule
-from nayer_pl.app.networks_config import register_networks
-from nayer_pl.app.signatures import register_signatures
+from nayer_pl.app.main import register_configs
 from nayer_pl.data import ImageSet
 
-# For every test that composes a configuration.
-register_networks()
-register_signatures()
-
 ROOT = Path(__file__).resolve().parents[1]
+register_configs(ROOT / "conf")  # for every test that composes a configuration
 SHAPE = (1, 8, 8)
 CLASSES = 3
 
@@ -89,7 +86,7 @@ def tiny_method(tiny_classifier: Callable[..., Classifier]) -> Callable[..., NAY
             "noisy_features": 16,
             "generator_steps": 4,
             "round_size": 12,
-            "learning_rate": 0.05,
+            "optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4),
             "check_teacher": False,  # it was never trained
         }
         return NAYER(**{**defaults, **options})  # type: ignore[arg-type]

@@ -19,8 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from nayer_pl.app.networks_config import register_networks
-from nayer_pl.app.signatures import register_signatures
+from nayer_pl.app.main import register_configs
 from nayer_pl.app.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,8 +55,7 @@ def start(*overrides: str) -> int:
         with open("said.txt", "a") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
-        register_networks()
-        register_signatures()
+        register_configs(ROOT / "conf")
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             train(compose("train", overrides=[*overrides, *QUIET]))
         status = 0

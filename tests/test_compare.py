@@ -13,7 +13,7 @@ METHODS = {path.stem for path in (CONF / "model").glob("*.yaml")} - {"supervised
 
 @pytest.fixture
 def sweep(type_command):
-    """Type a sweep, and get the directory and configuration of each of its jobs."""
+    """Type a sweep; what each of its jobs would have run, and where."""
 
     def run(*arguments, fails=lambda cfg: False):
         jobs = {}
@@ -22,10 +22,10 @@ def sweep(type_command):
             folder = Path(HydraConfig.get().runtime.output_dir)
             jobs[cfg.model_name, cfg.seed] = (folder.relative_to(Path.cwd()), cfg)
             if fails(cfg):
-                raise RuntimeError("this job fails")
+                raise RuntimeError("out of luck")
             return 0.5
 
-        # Methods differ in their `objective`; a sweep needs one.
+        # What a sweeper gets is another matter: models differ in what they measure.
         status, printed = type_command(
             training, "-m", "experiment=compare", "objective=student_accuracy", *arguments
         )
@@ -34,34 +34,34 @@ def sweep(type_command):
     return run
 
 
-def test_sweep__every_method(sweep):
+def test_compare__every_method(sweep):
     status, printed, jobs = sweep("seed=1")
     assert status == 0, printed
     assert jobs.keys() == {(method, 1) for method in METHODS}
-    folder, cfg = jobs["dfq", 1]
-    assert folder.name == "dfq_seed1"
+    folder, cfg = jobs["fast_dfkd", 1]
+    assert folder.name == "fast_dfkd_seed1"
     assert folder.parent.name.startswith("compare_digits_")
     assert cfg.run_dir == str(folder.absolute())
 
 
-def test_sweep__three_seeds_and_teachers(sweep):
-    status, printed, jobs = sweep("model=dfq")
+def test_compare__three_seeds_with_a_teacher_each(sweep):
+    status, printed, jobs = sweep("model=fast_dfkd")
     assert status == 0, printed
     assert {seed: cfg.paths.teachers for (_, seed), (_, cfg) in jobs.items()} == {
         seed: f"teachers/seed{seed}" for seed in (0, 1, 2)
     }
 
 
-def test_sweep__narrowed_with_a_failed_job(sweep):
+def test_compare__typed_methods_and_a_failed_job(sweep):
     status, printed, jobs = sweep("model=kd,nayer", "seed=0", fails=lambda c: c.model_name == "kd")
     assert status != 0
-    assert "this job fails" in printed
+    assert "out of luck" in printed
     assert list(jobs) == [("kd", 0), ("nayer", 0)]
 
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist", "cifar10", "cifar100"])
 @pytest.mark.parametrize("method", ["kd", "scratch"])
-def test_recipes__student_updates_of_baselines(config, data, method):
+def test_baselines_have_as_many_student_updates(config, data, method):
     plan, other = config(f"data={data}").plan, config(f"model={method}", f"data={data}")
     for name in ("epochs", "kd_steps", "batch_size"):
         assert other.plan[name] == plan[name]
@@ -71,8 +71,8 @@ def test_recipes__student_updates_of_baselines(config, data, method):
 
 @pytest.mark.parametrize(("data", "budget"), [("digits", 120_000), ("fashion_mnist", 570_000)])
 @pytest.mark.parametrize("method", sorted(METHODS - {"kd", "scratch"}))
-def test_recipes__equal_image_steps(config, method, data, budget):
-    """A step is an image through the generator and back once, or through the student."""
+def test_recipes_cost_the_same(config, method, data, budget):
+    """An image through the generator and back once, or through the student."""
     cfg = config(f"model={method}", f"data={data}")
     plan = build(cfg.plan)
     (steps,) = (value for name, value in cfg.model.items() if name.endswith("_steps"))
@@ -80,7 +80,7 @@ def test_recipes__equal_image_steps(config, method, data, budget):
     assert plan.images * steps + learned == pytest.approx(budget, rel=0.05)
 
 
-def test_scratch__network_of_the_student(config):
+def test_scratch__network(config):
     cfg = config("model=scratch", "teacher=resnet34", "student=wrn16_1")
     assert cfg.model.network.architecture._target_ == "nayer_pl.networks.wrn16_1"
     assert cfg.export.path == f"{cfg.run_dir}/student.safetensors"

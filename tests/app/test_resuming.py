@@ -102,7 +102,7 @@ def test_resume__every_moment(run, tmp_path, options):
     for checkpoint in saver.kept[:: 1 if not options else 4]:
         again, bank, clock, _ = run(ckpt_path=checkpoint, **options)
         assert same(again.student.state_dict(), method.student.state_dict())
-        assert same(again.generator.state_dict(), method.generator.state_dict())
+        assert same(again.synthesizer.state_dict(), method.synthesizer.state_dict())
         assert torch.equal(bank.bank.images, data.bank.images)
         assert torch.equal(bank.bank.labels, data.bank.labels)
         assert again.results() == method.results()
@@ -188,7 +188,7 @@ def flip_weight(path):
 
 
 def flip_newest_images(path):
-    flip(max((path.parents[2] / "bank").iterdir()), -3)
+    flip(max((path.parents[1] / "bank").iterdir()), -3)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_resume__other_program(stopped, run):
         ("seed=1", r"seed=1 \(was 0\)"),
         ("student=wrn16_2", "student.architecture"),
         ("trainer.max_epochs=3", r"trainer.max_epochs=3 \(was None\)"),
-        ("+datamodule.holdout=0.4", r"datamodule.holdout=0.4 \(was None\)"),
+        ("datamodule.holdout=0.4", r"datamodule.holdout=0.4 \(was 0"),
         ("text_encoder=file text_encoder.path=b.npy", r"text_encoder.path=b.npy"),
         ("teacher.weights=elsewhere.safetensors", None),
         ("+data.path=elsewhere", None),
@@ -347,7 +347,7 @@ def test_sigterm__saves_after_the_item(run, tmp_path, item):
 def test_sigterm__long_item_is_cut_short(run, tmp_path, monkeypatch):
     """Rounds of 0.7 s with a grace of 0.5 s; SIGTERM comes twice, as from a launcher."""
     monkeypatch.setattr(checkpoint_module, "SIGTERM_GRACE_S", 0.5)
-    done, make = [], NAYER.synthesize
+    done, make = [], NAYER._optimize_images
 
     def slowly(self, *args):
         if len(done) == 2:
@@ -359,7 +359,7 @@ def test_sigterm__long_item_is_cut_short(run, tmp_path, monkeypatch):
         return make(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(NAYER, "synthesize", slowly)
+        patch.setattr(NAYER, "_optimize_images", slowly)
         with pytest.raises(Terminated):
             run(saver=Checkpoints(tmp_path / "run" / "checkpoints", minutes=60))
     assert done == [0, 1]  # the third did not come to its end, and is all that is lost

@@ -52,7 +52,8 @@ def rows(summary, files=None, width=60):
                 "student accuracy": "94.32 %",
                 "agreement": "96.12 %",
                 "parameters": "teacher 21.28 M, student 11.17 M, 1.90x smaller",
-                "images banked": "160,000 (492.80 MB); the teacher sees the target label in 87.65 %",
+                "images banked": "160,000 (492.80 MB); the teacher sees the target label "
+                "in 87.65 %",
                 "time, synthesis": "1234.6 s, 130 images/s",
                 "time, distillation": "77.0 s, 12,346 images/s",
             },

@@ -196,8 +196,8 @@ def test_jobs__two_devices_one_fails(scratch, launcher):
         )
         program.chmod(0o755)
     status, printed = run(
-        "-m", *SHORT, *launcher, "trainer.devices=2", "model.temperature=1",
-        "model.learning_rate=1e38,0.1,0.2", cwd=scratch,
+        "-m", *SHORT, *launcher, "trainer.devices=2", "model.student_loss.temperature=1",
+        "model.optimizer.lr=1e38,0.1,0.2", cwd=scratch,
         PATH=f"{scratch}/bin{os.pathsep}{os.environ['PATH']}",
     )  # fmt: skip
     assert status == 1, printed

@@ -117,15 +117,18 @@ def wandb_of(run):
 @pytest.fixture
 def start(monkeypatch, logged_out):
     """Calls `wandb_logger`; returns the run, which starts only in modes that can be reached."""
+    started = []
 
     def start(save_dir="d", unreachable=(), **options):
         def init(**options):
             if options["mode"] in unreachable:
                 raise wandb.errors.CommError("no route\nto host")
-            return Run(**options)
+            started.append(Run(**options))
+            return started[-1]
 
         monkeypatch.setattr(wandb, "init", init)
-        return wandb_logger("p", "n", str(save_dir), **options).experiment
+        wandb_logger("p", "n", str(save_dir), **options)
+        return started[-1]
 
     return start
 

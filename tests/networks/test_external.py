@@ -18,7 +18,6 @@ from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 
 from nayer_pl import Classifier, InputError, load_classifier, save_classifier
 from nayer_pl.app.instantiate import build
-from nayer_pl.networks import from_timm
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 OWN = ["teacher.mean=[0.5]", "teacher.std=[0.25]"]
@@ -274,12 +273,6 @@ def test_missing_package(config, monkeypatch, name):
     monkeypatch.delitem(sys.modules, "torchvision.models", raising=False)
     with pytest.raises(InputError, match=f"pip install {name}"):
         build(config(f"student={name}", "student.name=tiny").student)
-
-
-def test_timm__architecture(timm):
-    description = {"_target_": "nayer_pl.networks.from_timm", "name": "tiny", "num_classes": 10}
-    network = from_timm("tiny", 10)
-    assert network.architecture == {**description, "channels": 3, "pretrained": False}
 
 
 # transformers, with folders in place of the Hub

@@ -5,6 +5,7 @@ Hydra passes on whatever was typed. Here it is first compared with the annotated
 parameters is told with the names that were typed.
 """
 
+import copy
 import inspect
 import re
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ def build(node: DictConfig, **overrides: Any) -> Any:
             it raised an error.
         NayerError: a `_target_` raised it.
     """
+    typed: Any = copy.deepcopy(node._get_root()) if _is_config(node) else node  # Hydra resolves it
     try:
         check(node)
         return instantiate(node, **overrides)
@@ -38,7 +40,7 @@ def build(node: DictConfig, **overrides: Any) -> Any:
         found = re.search(r"full_key: (\S+)", str(error))
         key = found[1] if found else node._get_full_key(None)
         if isinstance(cause, InputError):
-            raise _with_typed_names(cause, node, key) from error
+            raise _with_typed_names(cause, typed, key) from error
         if isinstance(cause, NayerError):
             raise cause from error
         reason = " ".join(str(cause).partition("\n    full_key")[0].split()).rstrip(".")
@@ -105,7 +107,11 @@ def unknown(name: str, known: Iterable[str]) -> InputError:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """What may have been meant by a name, or everything that could be."""
     known = list(known)
-    close = [each for each in known if each.endswith(f".{name}")] or get_close_matches(name, known)
+    close = (
+        [each for each in known if each.endswith(f".{name}")]
+        or get_close_matches(name, known, n=1, cutoff=0.85)
+        or get_close_matches(name, known)
+    )
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     return f"choose from {', '.join(known)}."
@@ -129,19 +135,31 @@ def typed_name(node: DictConfig, key: str) -> str:
     return name
 
 
-def _with_typed_names(error: InputError, node: DictConfig, key: str) -> InputError:
+def _with_typed_names(error: InputError, root: DictConfig, key: str) -> InputError:
     """The error of a constructor, which names its own parameters, for a user who typed options."""
-    built = OmegaConf.select(node._get_root(), key) if key else node
+    built = OmegaConf.select(root, key) if key else root
     if not isinstance(built, DictConfig):
         return error
-    text = str(error)
-    own = error.name.partition("[")[0] if isinstance(error, OptionError) else ""
-    for option in map(str, built):
-        # A plain word such as "epochs" is an option only where a value follows.
-        as_option = option if "_" in option.strip("_") else f"{option}(?==)"
-        pattern = rf"^{option}\b|(?<![\w./]){as_option}\b" if option == own else rf"(?<![\w./'])\b{as_option}\b"
-        text = re.sub(pattern, typed_name(node, f"{key}.{option}"), text)
-    return InputError(text) if text != str(error) else error
+    options = {option: f"{key}.{option}" for option in map(str, built)}
+    for inner in list(options):  # what the parts of it complain about
+        part: Any = None if OmegaConf.is_missing(built, inner) else built.get(inner)
+        if _is_target(part):
+            options |= {str(each): f"{key}.{inner}.{each}" for each in part} | options
+    names = sorted(options, key=len, reverse=True)
+    # A plain word such as "path" is an option only in "path=" and "set path", or at the beginning.
+    sure = "|".join(name for name in names if "_" in name)
+    plain = "|".join(name for name in names if "_" not in name)
+    first = error.name.partition("[")[0] if isinstance(error, OptionError) else "(?!)"
+    pattern = (
+        rf"^(?:{first})\b|(?<![\w./'])(?:(?:{sure})\b(?![/.'])|(?:{plain})(?==))"
+        rf"|(?<=[Ss]et )(?:{plain})\b(?![/.'])"
+    )
+    told = re.sub(
+        pattern,
+        lambda found: typed_name(root, options[found[0]]) if found[0] in options else found[0],
+        str(error),
+    )
+    return InputError(told) if told != str(error) else error
 
 
 def _is_config(value: Any) -> bool:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from nayer_pl.app.networks_config import register_networks
 from nayer_pl.app.overrides import check_additions, hydra_errors_explained
+from nayer_pl.app.recipes import register_recipes
 from nayer_pl.app.signatures import register_signatures
 
 
@@ -28,12 +29,22 @@ def main(script: str) -> None:
 
     conf = Path(script).resolve().parent / "conf"
     try:
-        register_networks()
-        register_signatures()
+        register_configs(conf)
         with hydra_errors_explained(conf):
             hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(job)()
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")
+
+
+def register_configs(conf: Path) -> None:
+    """Tell Hydra of the options that code adds to the files of the configuration.
+
+    Args:
+        conf: The directory of these files.
+    """
+    register_networks()
+    register_signatures()
+    register_recipes(conf)
 
 
 def run_job(cfg: DictConfig, script: str) -> float | None:

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,9 +69,9 @@ def explain(error: Exception, conf: Path) -> str:
             inside = [key for key in known if name in _content(node, key)]
             known = [f"{key}.{name}" for key in inside] or [*known, *groups]
         return str(unknown(name, dict.fromkeys(known)))
-    group = re.search(r"Could not override '([^']+)'|group '([^']+)' does not exist", str(error))
-    if group:
-        return str(unknown(group[1] or group[2], groups))
+    other = re.search(r"Could not override '([^']+)'|group '([^']+)' does not exist", str(error))
+    if other:
+        return str(unknown(other[1] or other[2], groups))
     return " ".join(str(error).partition("\nConfig search path")[0].split())
 
 
@@ -90,7 +90,7 @@ def check_additions(cfg: DictConfig) -> None:
             raise unknown(each.key_or_group, [str(key) for key in node if key != last])
 
 
-def _content(node: DictConfig, key: str) -> Collection[str]:
+def _content(node: DictConfig, key: str) -> list[str]:
     inner = node._get_node(key)
     content = inner._content if isinstance(inner, DictConfig) else None
-    return content if isinstance(content, dict) else ()
+    return list(map(str, content)) if isinstance(content, dict) else []

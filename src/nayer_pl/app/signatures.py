@@ -101,9 +101,9 @@ def _plain(value: Any) -> Any:
 
 def _import_path(thing: Any) -> str:
     """The shortest path by which a class or function can be imported, which is the public one."""
-    modules = thing.__module__.split(".")
+    name, modules = thing.__qualname__, thing.__module__.split(".")
     for end in range(1, len(modules)):
         path = ".".join(modules[:end])
-        if getattr(importlib.import_module(path), thing.__name__, None) is thing:
-            return f"{path}.{thing.__name__}"
-    return f"{thing.__module__}.{thing.__qualname__}"
+        if getattr(importlib.import_module(path), name, None) is thing:
+            return f"{path}.{name}"
+    return f"{thing.__module__}.{name}"

@@ -10,6 +10,7 @@ from nayer_pl.app.checks import check_options
 from nayer_pl.app.console import ignore_write_errors, quiet_lightning
 from nayer_pl.app.instantiate import build
 from nayer_pl.app.loggers import open_loggers
+from nayer_pl.app.recipes import log_recipe
 from nayer_pl.app.resume import log_resume_hint, open_run
 from nayer_pl.app.run_dir import remove_if_empty
 from nayer_pl.app.summary import environment_info, publish_summary
@@ -49,6 +50,7 @@ def run_training(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     summary, checkpoint = open_run(cfg)
     if summary is not None:
         return summary, {}
+    log_recipe(cfg)
     datamodule = build(cfg.datamodule)  # first: a plan that cannot work is refused before any work
     epochs = cfg.trainer.max_epochs or datamodule.max_epochs
     check_options(cfg, epochs)

@@ -4,7 +4,7 @@ Read `training_step` first: a work item of the plan is either a synthesis round 
 student, and both are written out below it. How images are made is the synthesizer's business.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ class DataFreeDistillation(TeacherStudentModule):
         # A mean that leaves NaN out would hide what must stop the run.
         self.synthesis_loss = MeanMetric(nan_strategy="disable")
         self.collapse = CollapseMonitor(synthesizer.lr_name)
-        self.state = DistillationState(self)
+        self.rank_state: DistillationState = DistillationState(self)
         self.student_updates = self.rounds = self.synthesis_steps = 0
         self._results: dict[str, Any] = {}
 
@@ -79,7 +79,7 @@ class DataFreeDistillation(TeacherStudentModule):
 
     def training_step(self, item: WorkItem, _: int) -> None:
         """Do what the plan's next item says."""
-        self.state.restore_batchnorm_buffers()
+        self.rank_state.restore_batchnorm_buffers()
         if isinstance(item, SynthesisRound):
             self._synthesis_round(item)
         else:
@@ -224,11 +224,6 @@ class DataFreeDistillation(TeacherStudentModule):
         if not self.rank_state.resumed:
             self.synthesizer.start_run()
 
-    def on_train_start(self) -> None:
-        """Restore what building and Lightning's own restoring would overwrite."""
-        super().on_train_start()
-        self.state.restore_optimizers()
-
     def on_train_epoch_start(self) -> None:
         """Tell the synthesizer."""
         warmup_epochs = self.datamodule.plan.warmup_epochs
@@ -244,28 +239,6 @@ class DataFreeDistillation(TeacherStudentModule):
     def on_train_end(self) -> None:
         """Collect the results, while all ranks are still there to be asked."""
         self._results = collect_results(self)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the student and the place in the plan, and what each rank has to itself."""
-        super().on_save_checkpoint(checkpoint)
-        self.state.save(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` added."""
-        super().on_load_checkpoint(checkpoint)
-        self.state.load(checkpoint)
-
-    def run_identity(self) -> dict[str, str]:
-        """See `Resumable`."""
-        return self.state.identity()
-
-    def rank_state_dict(self) -> dict[str, Any]:
-        """See `Resumable`."""
-        return self.state.rank_state_dict()
-
-    def load_rank_state_dict(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """See `Resumable`."""
-        self.state.load_rank_state_dict(states, rank)
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary; empty until training has ended."""

@@ -7,11 +7,10 @@ because only one of them writes the file.
 import random
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -22,30 +21,14 @@ KEY = "nayer_pl"
 FORMAT = 2  # of what stands under KEY; raised when an older one can no longer be read
 
 
-class Resumable(Protocol):
-    """A LightningModule that `RankState` saves."""
-
-    def run_identity(self) -> dict[str, str]:
-        """What a checkpoint must have in common with this run to belong to it, by name."""
-
-    def rank_state_dict(self) -> dict[str, Any]:
-        """What this rank does not share with the others; tensors and plain values."""
-
-    def load_rank_state_dict(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """Restore `rank_state_dict`; there may be another number of ranks now.
-
-        Args:
-            states: What it returned on every rank that the run had.
-            rank: The rank of this process among those that there are now.
-        """
-
-
 class RankState:
     """Saves and restores what each rank of a module has to itself.
 
+    A subclass says what that is: `identity`, `own` and `load_own`.
+
     Args:
-        module: A LightningModule that is `Resumable`, and calls `save`, `load` and
-            `restore_random_numbers` in its hooks of similar names.
+        module: A LightningModule that calls `save`, `load` and `finish_loading` in its hooks
+            `on_save_checkpoint`, `on_load_checkpoint` and `on_train_start`.
     """
 
     def __init__(self, module: Any) -> None:
@@ -53,29 +36,46 @@ class RankState:
         self.resumed = False  # whether a checkpoint was loaded
         self._random: dict[str, Any] | None = None
 
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have in common with this run to belong to it, by name."""
+        return self.module.run_identity()
+
+    def own(self) -> dict[str, Any]:
+        """What this rank does not share with the others; tensors and plain values."""
+        return {"loss": mean_state(self.module.running_loss)}
+
+    def load_own(self, states: Sequence[dict[str, Any]], rank: int) -> None:
+        """Restore `own`; there may be another number of ranks now.
+
+        Args:
+            states: What it returned on every rank that the run had.
+            rank: The rank of this process among those that there are now.
+        """
+        mine = states[rank :: self.module.trainer.world_size]
+        load_mean(self.module.running_loss, [state["loss"] for state in mine])
+
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know of; called on all ranks."""
-        own = {"random": random_states(self.module.device), **self.module.rank_state_dict()}
+        own = {"random": random_states(self.module.device), **self.own()}
         checkpoint[KEY] = {
             "format": FORMAT,
             "version": version("nayer_pl"),
-            "identity": self.module.run_identity(),
+            "identity": self.identity(),
             "ranks": distributed.all_gather(own),
         }
 
-    def load(self, checkpoint: Mapping[str, Any]) -> None:
+    def load(self, checkpoint: dict[str, Any]) -> None:
         """Restore it.
 
         Raises:
             InputError: The checkpoint belongs to another program, version, method, network or plan.
         """
-        states = check_identity(checkpoint, self.module.run_identity())["ranks"]
-        module: LightningModule = self.module
-        rank, self.resumed = module.global_rank, True
+        states = check_identity(checkpoint, self.identity())["ranks"]
+        rank, self.resumed = self.module.global_rank, True
         self._random = states[rank]["random"] if rank < len(states) else None
-        self.module.load_rank_state_dict(states, rank)
+        self.load_own(states, rank)
 
-    def restore_random_numbers(self) -> None:
+    def finish_loading(self) -> None:
         """Set the global random numbers at the last moment: building things may use some."""
         if self._random is not None:
             set_random_states(self._random, self.module.device)
@@ -144,7 +144,7 @@ def load_mean(metric: MeanMetric, states: Sequence[Mapping[str, Tensor]]) -> Non
     metric.reset()
     if not any(float(state["weight"]) for state in states):
         return
-    metric.update(0.0, weight=0.0)  # it has seen something; this changes no sum
-    for state in states:
-        for name, value in state.items():
-            setattr(metric, name, getattr(metric, name) + value.to(metric.device))
+    metric.update(0.0)  # it has seen something; the sums are set below
+    for name in states[0]:
+        total = torch.stack([state[name] for state in states]).sum(0)
+        setattr(metric, name, total.to(metric.device))

@@ -1,6 +1,6 @@
 """What a finished run reached, for its summary; and two numbers about the images in a bank."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning import Trainer
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from nayer_pl.bank.bank import MemoryBank
 from nayer_pl.runtime import distributed
 
-if TYPE_CHECKING:
-    from nayer_pl.distillation.module import DataFreeDistillation
 
-
-def collect_results(module: "DataFreeDistillation") -> dict[str, Any]:
+def collect_results(module: Any) -> dict[str, Any]:
     """Accuracies and counts over all ranks; None where there was nothing real to measure on.
 
     To be called on every rank while the trainer is still running.
+
+    Args:
+        module: A `DataFreeDistillation` that has been trained.
     """
     bank, device = module.datamodule.bank, module.device
     kept = distributed.all_reduce_sum(len(bank), device)

@@ -5,31 +5,28 @@ the data module's business, and its own synthesizer, optimizers and counts, whic
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from nayer_pl.distillation.rank_state import load_mean, mean_state
+from nayer_pl.distillation.rank_state import RankState, load_mean, mean_state
 from nayer_pl.networks.registry import described
 from nayer_pl.networks.weights import fingerprint
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.rng import restore_generator
 
-if TYPE_CHECKING:
-    from nayer_pl.distillation.module import DataFreeDistillation
 
-
-class DistillationState:
+class DistillationState(RankState):
     """The state of a `DataFreeDistillation` beside the student's weights.
 
     Args:
-        module: The module whose state it is.
+        module: The `DataFreeDistillation` whose state it is.
     """
 
-    def __init__(self, module: "DataFreeDistillation") -> None:
-        self.module = module
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
         self._teacher_weights: str | None = None
         self._buffers: dict[str, Tensor] | None = None  # the student's, from a checkpoint
         self._optimizers: list[dict[str, Any]] = []  # the synthesizer's, from a checkpoint
@@ -48,12 +45,14 @@ class DistillationState:
             "plan": str(data.plan),
         }
 
-    def rank_state_dict(self) -> dict[str, Any]:
+    def own(self) -> dict[str, Any]:
         """What makes this rank's images, and what it has counted."""
         module = self.module
         optimizers = [each.state_dict() for each in module.trainer.optimizers[1:]]
         return {
-            "parts": {n: tensor.cpu() for n, tensor in module.state_dict().items() if self._own(n)},
+            "parts": {
+                n: tensor.cpu() for n, tensor in module.state_dict().items() if self._is_own(n)
+            },
             "buffers": {n: b.cpu().clone() for n, b in module.student.named_buffers()},
             "rounds": module.rounds,
             "synthesis_steps": module.synthesis_steps,
@@ -64,13 +63,13 @@ class DistillationState:
             "synthesis_loss": mean_state(module.synthesis_loss),
         }
 
-    def _own(self, name: str) -> bool:
+    def _is_own(self, name: str) -> bool:
         """Whether a tensor is neither the networks' nor drawn again in every round."""
         transient = [f"synthesizer.{part}" for part in self.module.synthesizer.transient]
         elsewhere = ("student", "teacher", *transient)
         return not any(name == part or name.startswith(f"{part}.") for part in elsewhere)
 
-    def load_rank_state_dict(self, states: Sequence[dict[str, Any]], rank: int) -> None:
+    def load_own(self, states: Sequence[dict[str, Any]], rank: int) -> None:
         """Restore it; a rank that is new starts from another one's state, with noise of its own."""
         module, alike = self.module, states[rank % len(states)]
         if rank < len(states):
@@ -84,7 +83,8 @@ class DistillationState:
         load_mean(module.synthesis_loss, [state["synthesis_loss"] for state in mine])
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the ranks have in common: averaged BatchNorm buffers and the progress."""
+        """Add also what the ranks have in common: averaged BatchNorm buffers and the progress."""
+        super().save(checkpoint)
         module, state = self.module, checkpoint["state_dict"]
         with distributed.averaged_batchnorm(module.student):  # saving must not change a run
             for name, buffer in module.student.named_buffers(prefix="student"):
@@ -96,12 +96,14 @@ class DistillationState:
         checkpoint["progress"] = progress
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the progress, and the place in the epoch."""
+        """Restore also the progress, and the place in the epoch."""
+        super().load(checkpoint)
         self.module.student_updates = checkpoint["progress"]["student_updates"]
         self.module.datamodule.seek_epoch(checkpoint["loops"]["fit_loop"])
 
-    def restore_optimizers(self) -> None:
-        """Restore the synthesizer's, after Lightning has restored those that it knows."""
+    def finish_loading(self) -> None:
+        """Restore the synthesizer's optimizers, after Lightning has restored those it knows."""
+        super().finish_loading()
         own = self.module.trainer.optimizers[1:]
         for optimizer, state in zip(own, self._optimizers, strict=False):
             optimizer.load_state_dict(state)
