@@ -30,11 +30,7 @@ from torch.overrides import TorchFunctionMode
 from nayer_pl import fastest_precision
 from nayer_pl.app.main import register_configs
 from nayer_pl.app.train import train
-<<<<<<< HEAD
-from nayer_pl.losses.inversion import ChannelMoments
-=======
 from nayer_pl.networks.teacher import ChannelMoments
->>>>>>> t3
 from nayer_pl.synthesis.generators import UpsampledConv
 
 
