@@ -3,7 +3,7 @@
 python benchmarks/gpu.py [--out runs/benchmark_gpu] [--minutes 10]
 
 Each part is a command that can be typed alone. A part that fails or runs out of time is reported as
-that, and the rest goes on; what takes longest comes last. Parity is of one seed here.
+that, and the others still run; what takes longest comes last. Parity is of one seed here.
 """
 
 import argparse

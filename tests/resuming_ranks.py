@@ -22,7 +22,7 @@ from two_ranks import RANK, copied, distiller, synthetic
 
 from nayer_pl.callbacks import PhaseTimer
 from nayer_pl.callbacks.checkpoint import Checkpoints, Terminated
-from nayer_pl.callbacks.metrics_file import MetricsFile
+from nayer_pl.callbacks.loggers import MetricsFile
 
 
 class KeepAll(Checkpoints):

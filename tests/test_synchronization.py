@@ -164,7 +164,7 @@ class Journal(Callback):
 
 @pytest.fixture(params=["cpu", ON_GPU])
 def journal(request, tiny_method, tiny_data, fit, tmp_path, monkeypatch) -> Journal:
-    """Of a whole run, with everything that looks at it while it goes on."""
+    """Of a whole run, with everything that looks at it."""
     # A CPU has nothing to wait for and looks at every gradient; a GPU does not.
     monkeypatch.setattr("nayer_pl.distillation.guards.NonFiniteGuard.SYNCHRONOUS", ())
     journal, augmentation = Journal(), RandomCropFlip(1)

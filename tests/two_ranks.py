@@ -138,9 +138,8 @@ def distiller(**options: Any) -> NAYER:
     """The same teacher on both ranks; student and generator are born different."""
     return NAYER(
         classifier(0), classifier(10 + RANK), SHAPE, torch.randn(CLASSES, 5), noisy_features=16,
-        generator_steps=4, round_size=12,
-        optimizer=partial(SGD, lr=2e-3, momentum=0.9, weight_decay=1e-4),
-        check_teacher=False, **options,
+        generator_steps=4, round_size=12, check_teacher=False,
+        optimizer=partial(SGD, lr=2e-3, momentum=0.9, weight_decay=1e-4), **options,
     )  # fmt: skip
 
 

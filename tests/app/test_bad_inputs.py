@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from nayer_pl import Classifier, InputError, TextEncoder, save_classifier
-from nayer_pl.app.checks import resolve_class_names
+from nayer_pl.app.run_dir import resolve_class_names
 from nayer_pl.app.train import train
 from nayer_pl.distillation import DataFreeDistillation
 from nayer_pl.methods import Supervised

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from nayer_pl import InputError, NoisyLayer, Plan
-from nayer_pl.app.checks import resolve_class_names
 from nayer_pl.app.instantiate import build
+from nayer_pl.app.run_dir import resolve_class_names
 from nayer_pl.networks import list_models
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -18,7 +18,7 @@ def test_csv_logger_is_ours(config):
     """It survives a full disk."""
     for choice in ("csv", "default"):
         logger = config(f"logger={choice}").logger.csv
-        assert logger._target_ == "nayer_pl.callbacks.metrics_file.MetricsFile"
+        assert logger._target_ == "nayer_pl.callbacks.loggers.MetricsFile"
 
 
 @pytest.mark.parametrize("data", options("data"))

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from nayer_pl import InputError
 from nayer_pl.app.resume import find_corruption
 from nayer_pl.callbacks import Checkpoints, Curves, Export, SampleGrid
-from nayer_pl.callbacks.metrics_file import MetricsFile, rows
+from nayer_pl.callbacks.loggers import MetricsFile, rows
 
 resource = pytest.importorskip("resource")
 

@@ -8,8 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 from nayer_pl import InputError
+from nayer_pl.app.config_store import log_recipe
 from nayer_pl.app.instantiate import build
-from nayer_pl.app.recipes import log_recipe
 from nayer_pl.bank import DistillationBatch, MemoryBank
 from nayer_pl.bank.epoch import EpochPlan
 

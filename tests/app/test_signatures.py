@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import SGD, Adam
 
 from nayer_pl import Generator, Plan
-from nayer_pl.app.signatures import public_targets, signature_config
+from nayer_pl.app.config_store import public_targets, signature_config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("[!_]*.yaml"))

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 
 from nayer_pl import Digits, InputError, load_classifier
 from nayer_pl.app.run_dir import prepare_run_dir
-from nayer_pl.app.teacher import train_missing_teacher
-from nayer_pl.app.train import train
+from nayer_pl.app.train import train, train_missing_teacher
 from nayer_pl.callbacks.checkpoint import Terminated
 
 # A digits run of seconds: the real data, encoder, networks and files, only less of everything.

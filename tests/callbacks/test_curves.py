@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from nayer_pl.callbacks import Curves
-from nayer_pl.callbacks.curves import draw_curves
+from nayer_pl.callbacks.pictures import draw_curves
 
 SYNTHESIS = [
     {"step": 9, "synthesis/round": 1, "synthesis/loss": 3.5, "synthesis/bn": 0.25},

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
 
-from nayer_pl.callbacks.metrics_file import MetricsFile, restore_rows, rows
+from nayer_pl.callbacks.loggers import MetricsFile, restore_rows, rows
 
 VALUES = st.dictionaries(st.sampled_from("abcd"), st.floats(-1, 1), min_size=1)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nayer_pl import MemoryBank
-from nayer_pl.distillation.results import label_agreement, within_class_distance
+from nayer_pl.distillation.reporting import label_agreement, within_class_distance
 
 SHAPE = (2, 3, 3)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nayer_pl.losses.batchnorm import BatchNormMatching
+from nayer_pl.losses.inversion import BatchNormMatching
 from nayer_pl.runtime.options import OptionError
 
 SIZES = (4, 3)

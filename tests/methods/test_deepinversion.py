@@ -17,7 +17,7 @@ from nayer_pl.methods.deepinversion import (
     roll_and_mirror,
     total_variation,
 )
-from nayer_pl.runtime.rng import Stream, stream_seed
+from nayer_pl.runtime.numerics import Stream, stream_seed
 
 SHAPE = (1, 8, 8)
 

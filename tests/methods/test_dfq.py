@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from nayer_pl import BankOptions
-from nayer_pl.losses.batchnorm import GaussianMatching
 from nayer_pl.losses.functional import entropy_loss
+from nayer_pl.losses.inversion import GaussianMatching
 from nayer_pl.methods.dfq import DFQ
 from nayer_pl.networks.teacher import FrozenTeacher
 

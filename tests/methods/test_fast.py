@@ -12,7 +12,7 @@ from nayer_pl import Generator, InputError, RandomCropFlip
 from nayer_pl.bank import SynthesisRound
 from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.methods.fast import FastDFKD
-from nayer_pl.runtime.rng import Stream, stream_seed
+from nayer_pl.runtime.numerics import Stream, stream_seed
 
 SHAPE = (1, 8, 8)
 ROUNDS = {"warmup_rounds": 6}

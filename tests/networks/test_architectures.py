@@ -22,8 +22,8 @@ from nayer_pl.networks import (
     shufflenetv2,
     wrn16_1,
 )
+from nayer_pl.networks.cifar import VGG
 from nayer_pl.networks.resnet import BasicBlock, Bottleneck, ResNet
-from nayer_pl.networks.vgg import VGG
 
 PUBLISHED = Path(__file__).parents[3] / "shared/published_teachers"
 FILES = ("resnet34", "resnet18", "wrn40_2", "wrn16_1", "wrn16_2", "wrn40_1", "vgg11")

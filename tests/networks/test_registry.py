@@ -65,7 +65,7 @@ def test_build_network__impossible(description, named):
 
 
 def test_build_network__private_import_path():
-    network = build_network({"_target_": "nayer_pl.networks.wrn.wrn16_1", "num_classes": 4})
+    network = build_network({"_target_": "nayer_pl.networks.cifar.wrn16_1", "num_classes": 4})
     assert network.architecture == wrn16_1(4).architecture
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nayer_pl import InputError
-from nayer_pl.runtime.libraries import friendly_errors, import_optional, weights_only_load
+from nayer_pl.errors import friendly_errors, import_optional, weights_only_load
 
 PAGE = "No such model.\n\nSee https://example.org for help.\nAnd the rest of a page."
 

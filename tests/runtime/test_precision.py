@@ -2,7 +2,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from nayer_pl.runtime.precision import fastest_precision
+from nayer_pl.runtime.numerics import fastest_precision
 
 
 @pytest.fixture

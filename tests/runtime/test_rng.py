@@ -1,6 +1,6 @@
 import torch
 
-from nayer_pl.runtime.rng import Stream, restore_generator, stream_seed
+from nayer_pl.runtime.numerics import Stream, restore_generator, stream_seed
 
 
 def numbers(rng):

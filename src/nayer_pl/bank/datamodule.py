@@ -20,8 +20,8 @@ from nayer_pl.bank.plan import DistillationBatch, Plan, RankShard, WorkItem
 from nayer_pl.data.batches import Batches, Images, ImageSource, open_split, pinned_for
 from nayer_pl.errors import InputError
 from nayer_pl.runtime import distributed
+from nayer_pl.runtime.numerics import Stream, restore_generator, stream_seed
 from nayer_pl.runtime.options import checked
-from nayer_pl.runtime.rng import Stream, restore_generator, stream_seed
 
 log = logging.getLogger(__name__)
 

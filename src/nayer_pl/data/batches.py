@@ -9,8 +9,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from nayer_pl.errors import InputError
+from nayer_pl.runtime.numerics import Stream, stream_seed
 from nayer_pl.runtime.options import checked
-from nayer_pl.runtime.rng import Stream, stream_seed
 
 Split = Literal["train", "evaluation"]
 

@@ -18,8 +18,8 @@ from nayer_pl.data.batches import (
     pinned_for,
 )
 from nayer_pl.runtime import distributed
+from nayer_pl.runtime.numerics import Stream, restore_generator, stream_seed
 from nayer_pl.runtime.options import checked
-from nayer_pl.runtime.rng import Stream, restore_generator, stream_seed
 
 
 class RealDataModule(LightningDataModule):

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from nayer_pl.data.batches import Split
 from nayer_pl.data.decoding import EncodedImages
-from nayer_pl.data.folder import SUFFIXES
-from nayer_pl.data.source import PictureSource, first_found
+from nayer_pl.data.folder import SUFFIXES, PictureSource, first_found
 from nayer_pl.errors import InputError
 
 if TYPE_CHECKING:

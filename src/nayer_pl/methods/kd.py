@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.distillation.base import TeacherStudentModule
 from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm
-from nayer_pl.distillation.results import count_parameters, validation_metrics
+from nayer_pl.distillation.reporting import count_parameters, validation_metrics
 from nayer_pl.distillation.student import scales_losses
 from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nayer_pl.runtime.libraries import friendly_errors
+from nayer_pl.errors import friendly_errors
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.csv", "samples.png"
 # Not searched for runs: a run's own teacher training, and the weights of teachers beside runs.

@@ -1,7 +1,7 @@
-"""Wide residual networks (Zagoruyko and Komodakis, 2016, arXiv 1605.07146).
+"""Networks of the data-free literature for small images: wide residual networks and VGG.
 
-Parameter names follow the checkpoints that the data-free distillation literature publishes
-(`block1.layer.0.conv1`, `convShortcut`, `fc`), so that those load unchanged.
+Parameter names follow the checkpoints that this literature publishes (`block1.layer.0.conv1`,
+`convShortcut`, `fc`; `block0.0`, `classifier`), so that those load unchanged.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nayer_pl.networks.registry import architecture
 
-__all__ = ["wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2"]
+__all__ = ["vgg11", "wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2"]
 
 
 class PreActivationBlock(nn.Module):
@@ -54,7 +54,10 @@ class Stage(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-factor: stages of (depth - 4) / 6 blocks, 16, 32 and 64 times `factor` wide."""
+    """WRN-depth-factor (Zagoruyko and Komodakis, 2016, arXiv 1605.07146).
+
+    Stages of (depth - 4) / 6 blocks, 16, 32 and 64 times `factor` wide.
+    """
 
     def __init__(self, depth: int, factor: int, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -94,3 +97,38 @@ def wrn40_1(num_classes: int, channels: int = 3) -> WideResNet:
 def wrn40_2(num_classes: int, channels: int = 3) -> WideResNet:
     """WRN-40-2; 2.24 M parameters at 10 classes."""
     return WideResNet(40, 2, num_classes, channels)
+
+
+class VGG(nn.Module):
+    """VGG with BatchNorm (Simonyan and Zisserman, 2015, arXiv 1409.1556).
+
+    Five blocks of 3x3 convolutions, halved in between, global average pooling, linear.
+    """
+
+    def __init__(self, blocks: list[list[int]], num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.depth = len(blocks)
+        width_in = channels
+        for i, widths in enumerate(blocks):
+            layers: list[nn.Module] = []
+            for width in widths:
+                layers += [
+                    nn.Conv2d(width_in, width, 3, padding=1),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                ]
+                width_in = width
+            self.add_module(f"block{i}", nn.Sequential(*layers))
+        self.classifier = nn.Linear(width_in, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, H, W], H and W at least 16 -> logits [B, num_classes]."""
+        for i in range(self.depth):
+            x = self.get_submodule(f"block{i}")(x if i == 0 else F.max_pool2d(x, 2))
+        return self.classifier(torch.mean(x, dim=(2, 3)))
+
+
+@architecture
+def vgg11(num_classes: int, channels: int = 3) -> VGG:
+    """VGG-11 with BatchNorm and one linear layer; 9.23 M parameters at 10 classes."""
+    return VGG([[64], [128], [256, 256], [512, 512], [512, 512]], num_classes, channels)
