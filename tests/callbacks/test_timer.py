@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nayer_pl.bank.plan import DistillationBatch, SynthesisRound
 from nayer_pl.callbacks import PhaseTimer
-from nayer_pl.callbacks import timer as timer_module
+from nayer_pl.callbacks import progress as timer_module
 
 QUIET = dict.fromkeys(
     ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
