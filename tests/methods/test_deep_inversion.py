@@ -165,29 +165,6 @@ def test_fresh_start(inversion, tiny_data, fit):
     assert all((a - b).abs().mean() > 0.3 for a, b in itertools.pairwise(starts[::4]))
 
 
-@pytest.mark.parametrize("moment", [(0, 0), (1, 1), (2, 2)])
-def test_resume(inversion, tiny_data, fit, tmp_path, moment):
-    """From warm-up, between two steps, and near the end."""
-
-    class Save(Callback):
-        def on_train_batch_end(self, trainer, method, outputs, item, i):
-            if (trainer.current_epoch, i) == moment:
-                trainer.save_checkpoint(tmp_path / "middle.ckpt")
-
-    def run(**options):
-        torch.manual_seed(3)
-        method, data = inversion(bn_momentum=0.9), tiny_data()
-        fit(method, data, **options)
-        return [*method.student.state_dict().values(), data.bank.images]
-
-    whole = run(callbacks=[Save()])
-    state = torch.load(tmp_path / "middle.ckpt", weights_only=True)["nayer_pl"]["ranks"][0]
-    assert {name.split(".")[-1] for name in state["parts"]} == {"average", "average_weight"}
-    assert state["optimizers"][0]["state"] == {}  # a round needs nothing of another
-    again = run(ckpt_path=tmp_path / "middle.ckpt")
-    assert all(torch.equal(a, b) for a, b in zip(again, whole, strict=True))
-
-
 def test_teacher_without_batchnorm(inversion, tiny_classifier, tiny_data, fit):
     method = inversion(teacher=tiny_classifier(norm=False), bn_weight=0)
     fit(method, tiny_data())
