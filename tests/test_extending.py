@@ -21,10 +21,10 @@ PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, re.DOTALL))
 COMMANDS = re.findall(r"^    python train\.py (.*)", PAGE.replace("\\\n", ""), re.MULTILINE)
 SHORT = [
-    "teacher.weights=teacher.safetensors", "run_dir=run", "logger=csv", "trainer.accelerator=cpu", "plan.warmup_epochs=1",
-    "plan.warmup_rounds=3", "plan.rounds_per_epoch=1", "plan.epochs=1", "plan.kd_steps=2",
-    "plan.round_size=20", "model.generator_steps=2", "+model.check_teacher=false",
-    "callbacks.progress=null", "callbacks.curves=null",
+    "teacher.weights=teacher.safetensors", "run_dir=run", "logger=csv",
+    "trainer.accelerator=cpu", "plan.warmup_epochs=1", "plan.warmup_rounds=3", "plan.rounds_per_epoch=1",
+    "plan.epochs=1", "plan.kd_steps=2", "plan.round_size=20", "model.generator_steps=2",
+    "+model.check_teacher=false", "callbacks.progress=null", "callbacks.curves=null",
 ]  # fmt: skip
 
 
@@ -44,6 +44,12 @@ CHOICES = [
     for words, others in ROWS
     for name in ["", *re.findall(r"`(\w+)`", others)]
 ]
+
+
+def test_exchange__all_choices():
+    for group in ("student_loss", "optimizer", "scheduler"):
+        listed = {words.split()[0] for words in CHOICES if words.startswith(f"{group}=")}
+        assert listed == {f"{group}={file.stem}" for file in (ROOT / "conf" / group).glob("*.yaml")}
 
 
 @pytest.mark.parametrize("options", CHOICES)
