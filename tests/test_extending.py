@@ -13,17 +13,18 @@ import pytest
 import torch
 
 from nayer_pl import Classifier, DecoupledKD, build_classifier, create_model, save_classifier
+from nayer_pl.app.instantiate import build
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, re.DOTALL))
-COMMANDS = re.findall(r"^    python train\.py (.*)", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^    python train\.py (.*)", PAGE.replace("\\\n", ""), re.MULTILINE)
 SHORT = [
-    "teacher.weights=teacher.safetensors", "run_dir=run", "logger=csv", "trainer.accelerator=cpu", "plan.warmup_epochs=1",
-    "plan.warmup_rounds=3", "plan.rounds_per_epoch=1", "plan.epochs=1", "plan.kd_steps=2",
-    "plan.round_size=20", "model.generator_steps=2", "model.check_teacher=false",
-    "callbacks.progress=null", "callbacks.curves=null",
+    "teacher.weights=teacher.safetensors", "run_dir=run", "logger=csv",
+    "trainer.accelerator=cpu", "plan.warmup_epochs=1", "plan.warmup_rounds=3", "plan.rounds_per_epoch=1",
+    "plan.epochs=1", "plan.kd_steps=2", "plan.round_size=20", "model.generator_steps=2",
+    "+model.check_teacher=false", "callbacks.progress=null", "callbacks.curves=null",
 ]  # fmt: skip
 
 
@@ -34,6 +35,30 @@ def folder(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     return tmp_path
+
+
+# A row of the table: options to type, and the other choices of the first one's group.
+ROWS = re.findall(r"^\| [^|]+ \| `(\S+=[^`]*)`(?:; or ([^|]*))? \|", PAGE, re.MULTILINE)
+CHOICES = [
+    words.replace(words.partition("=")[2], name) if name else words
+    for words, others in ROWS
+    for name in ["", *re.findall(r"`(\w+)`", others)]
+]
+
+
+def test_exchange__all_choices():
+    for group in ("student_loss", "optimizer", "scheduler"):
+        listed = {words.split()[0] for words in CHOICES if words.startswith(f"{group}=")}
+        assert listed == {f"{group}={file.stem}" for file in (ROOT / "conf" / group).glob("*.yaml")}
+
+
+@pytest.mark.parametrize("options", CHOICES)
+def test_exchange__command_line(config, options):
+    cfg = config("experiment=digits", *options.split())
+    if "student_loss" in cfg.model:
+        assert callable(build(cfg.model.student_loss))
+    assert callable(build(cfg.model.optimizer))
+    assert callable(build(cfg.model.scheduler))
 
 
 def test_exchange__python():
@@ -55,7 +80,7 @@ def test_method__page_test(folder, fit, monkeypatch):
     runpy.run_path(str(folder / "test_echo.py"))["test_targets_seen"](fit)
 
 
-@pytest.mark.parametrize(("command", "classes"), zip(COMMANDS, (10, 3), strict=True))
+@pytest.mark.parametrize(("command", "classes"), zip(COMMANDS, (10, 2), strict=True))
 def test_command(folder, command, classes):
     description = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": classes, "channels": 1}
     save_classifier(folder / "teacher.safetensors", build_classifier(description, [0.3], [0.3]))
