@@ -142,32 +142,6 @@ def test_contrastive_term__gradient(cmi):
     assert not slopes[0][0].any()
 
 
-def test_contrastive_term__spreads(cmi, tiny_data, fit):
-    """A batch of twins, from each other and from those in the bank, for a trained head."""
-    method = cmi(bn_weight=0, ce_weight=0, adv_weight=0)  # nothing else moves the pixels
-    fit(method, tiny_data())
-    synthesizer, teacher = method.synthesizer, method.teacher
-    twin = torch.rand(1, *SHAPE)
-    banked = twin + 0.02 * torch.rand(6, *SHAPE)
-    images = (twin + 0.02 * torch.rand(6, *SHAPE)).requires_grad_()
-    synthesizer._earlier = tuple(seen_by(teacher.classifier, banked).expand(2, -1, -1))
-    synthesizer.part = lambda images, rng: images
-
-    def alike():
-        both = torch.cat([images.detach(), banked])
-        unit = embedded(synthesizer.head.state_dict(), seen_by(teacher.classifier, both))
-        among = (unit[:6] @ unit[:6].T)[~torch.eye(6, dtype=torch.bool)]
-        return float(among.mean()), float((unit[:6] @ unit[6:].T).mean())
-
-    before, targets = alike(), torch.zeros(6).long()
-    adam = torch.optim.Adam([images], lr=0.01)
-    for _ in range(30):
-        adam.zero_grad()
-        synthesizer.loss(images, targets, teacher, method.student, True)["loss"].backward()
-        adam.step()
-    assert all(new < old for new, old in zip(alike(), before, strict=True))
-
-
 @pytest.mark.parametrize("flip", [False, True])
 def test_views(cmi, flip):
     """The augmented image, and a part of the plain one."""
