@@ -1,60 +1,17 @@
-import numpy as np
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nayer_pl import RandomCropFlip
-
-
-def possible_crops(image, padding, flip):
-    """Every result that pad, crop and flip can have: {bytes: (top, left, mirrored)}."""
-    _, height, width = image.shape
-    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
-    crops = {}
-    for top in range(2 * padding + 1):
-        for left in range(2 * padding + 1):
-            crop = padded[:, top : top + height, left : left + width]
-            crops[crop.tobytes()] = (top, left, False)
-            if flip:
-                crops[crop[:, :, ::-1].tobytes()] = (top, left, True)
-    return crops
-
-
-def outcome(result, image, padding, flip):
-    key = np.ascontiguousarray(result.numpy()).tobytes()
-    return possible_crops(image.numpy(), padding, flip)[key]
+from nayer_pl import InputError, RandomCropFlip, RandomResizedPart, RollFlip
+from nayer_pl.synthesis.augmentation import _resampling
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.mark.parametrize("flip", [True, False])
-@pytest.mark.parametrize("padding", [0, 1, 4])
-@pytest.mark.parametrize("shape", [(3, 6, 9), (1, 8, 8)])
-def test_every_image_becomes_one_of_its_crops(shape, padding, flip):
-    images = torch.randint(1, 256, (40, *shape), dtype=torch.uint8, generator=seeded())
-    results = RandomCropFlip(padding, flip)(images, seeded(1))
-    assert results.shape == images.shape
-    assert results.dtype == torch.uint8
-    for image, result in zip(images, results, strict=True):
-        outcome(result, image, padding, flip)
-
-
-def test_same_draws_give_what_a_loop_gives():
-    images = torch.rand(30, 2, 5, 7, generator=seeded())
-    results = RandomCropFlip(padding=3)(images, seeded(7))
-    rng = seeded(7)
-    tops = torch.randint(7, (30, 1), generator=rng).flatten().tolist()
-    lefts = torch.randint(7, (30, 1), generator=rng).flatten().tolist()
-    mirrored = (torch.rand(30, 1, generator=rng) < 0.5).flatten().tolist()
-    for i, (top, left, mirror) in enumerate(zip(tops, lefts, mirrored, strict=True)):
-        padded = np.pad(images[i].numpy(), ((0, 0), (3, 3), (3, 3)))
-        expected = padded[:, top : top + 5, left : left + 7]
-        expected = expected[:, :, ::-1] if mirror else expected
-        np.testing.assert_array_equal(results[i].numpy(), expected)
 
 
 def by_rows_and_columns(images, padding, flip, rng):
@@ -78,55 +35,48 @@ def by_rows_and_columns(images, padding, flip, rng):
     layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     seed=st.integers(0, 99),
 )
-def test_images_and_gradients_are_those_of_the_plain_form(shape, padding, flip, layout, seed):
+def test_crop__images_and_gradients(shape, padding, flip, layout, seed):
     images = torch.rand(shape, generator=seeded(seed)).to(memory_format=layout).requires_grad_()
+    before = images.detach().clone()
     expected = by_rows_and_columns(images, padding, flip, seeded(seed))
     results = RandomCropFlip(padding, flip)(images, seeded(seed))
     assert torch.equal(results, expected)
+    assert torch.equal(images, before)
     assert results.is_contiguous(memory_format=torch.channels_last)
     weights = torch.rand(shape, generator=seeded(seed + 1))
-    of_expected, of_results = (
-        torch.autograd.grad(out, images, weights)[0] for out in (expected, results)
-    )
-    assert torch.equal(of_results, of_expected)
+    found, wanted = (torch.autograd.grad(x, images, weights)[0] for x in (results, expected))
+    assert torch.equal(found, wanted)
 
 
-def test_all_shifts_and_flips_are_equally_likely():
-    image = torch.randint(1, 256, (1, 4, 4), dtype=torch.uint8, generator=seeded())
-    draws = 9000
-    results = RandomCropFlip(padding=1)(image.expand(draws, -1, -1, -1), seeded(2))
-    crops = possible_crops(image.numpy(), 1, True)
-    counts = dict.fromkeys(crops.values(), 0)
-    for result in results:
-        counts[crops[np.ascontiguousarray(result.numpy()).tobytes()]] += 1
-    assert len(counts) == 18
-    expected = draws / 18
-    chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
-    assert chi_square < 50  # 17 degrees of freedom: p < 1e-4
+def crops_of(image, padding, flip):
+    """Every result that padding, cropping and mirroring can have."""
+    _, height, width = image.shape
+    padded, starts = F.pad(image, [padding] * 4), range(2 * padding + 1)
+    crops = [
+        padded[:, top : top + height, left : left + width]
+        for top, left in itertools.product(starts, starts)
+    ]
+    return torch.stack([*crops, *(crop.flip(2) for crop in crops if flip)])
 
 
-def test_padding_zero_without_flip_changes_nothing():
-    images = torch.rand(5, 3, 4, 6)
-    assert torch.equal(RandomCropFlip(padding=0, flip=False)(images), images)
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_crop__likelihood(padding, flip):
+    """All shifts, mirrored or not, are equally likely, and nothing else comes."""
+    image = torch.randint(1, 256, (2, 4, 5), dtype=torch.uint8, generator=seeded())
+    possible, draws = crops_of(image, padding, flip), 9000
+    results = RandomCropFlip(padding, flip)(image.expand(draws, -1, -1, -1), seeded(2))
+    assert results.shape == (draws, 2, 4, 5)
+    assert results.dtype == torch.uint8
+    counts = (results[:, None] == possible).flatten(2).all(2).sum(0)
+    assert counts.sum() == draws
+    expected = draws / len(possible)
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    freedom = len(possible) - 1
+    assert chi_square <= freedom + 4 * (2 * freedom) ** 0.5  # four standard deviations
 
 
-def test_padding_zero_with_flip_mirrors_about_half():
-    images = torch.rand(400, 1, 2, 3, generator=seeded())
-    results = RandomCropFlip(padding=0)(images, seeded(3))
-    same = (results == images).flatten(1).all(1)
-    mirrored = (results == images.flip(3)).flatten(1).all(1)
-    assert (same ^ mirrored).all()
-    assert 150 < mirrored.sum() < 250
-
-
-def test_digits_are_never_mirrored_without_flip():
-    images = torch.randint(1, 256, (50, 1, 5, 5), dtype=torch.uint8, generator=seeded())
-    results = RandomCropFlip(padding=2, flip=False)(images, seeded(4))
-    for image, result in zip(images, results, strict=True):
-        assert not outcome(result, image, 2, True)[2]
-
-
-def test_every_dtype_sees_the_same_shifts():
+def test_crop__dtypes():
     images = torch.randint(0, 256, (20, 3, 6, 6), dtype=torch.uint8, generator=seeded())
     augmentation = RandomCropFlip(padding=2)
     whole = augmentation(images, seeded(5))
@@ -136,28 +86,72 @@ def test_every_dtype_sees_the_same_shifts():
         assert torch.equal(result.to(torch.uint8), whole)
 
 
-def test_gradient_matches_finite_differences():
-    images = torch.rand(3, 2, 4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: RandomCropFlip(padding=2)(x, seeded(6)), images)
+@pytest.mark.parametrize("flip", [False, True])
+def test_roll(flip):
+    """All images alike; every roll comes, mirrored or not, and nothing else."""
+    images = torch.rand(2, 1, 4, 5)
+    views = [images, images.flip(3)] if flip else [images]
+    shifts = itertools.product((-1, 0, 1), repeat=2)
+    expected = torch.stack([torch.roll(view, shift, (2, 3)) for shift in shifts for view in views])
+    rng = seeded()
+    seen = torch.stack([RollFlip(1, flip)(images, rng) for _ in range(200)])
+    found = (seen[:, None] == expected).flatten(2).all(2)
+    assert found.any(1).all()
+    assert found.any(0).all()
 
 
-def test_gradient_is_one_where_a_pixel_survives():
-    images = torch.rand(6, 1, 5, 5, generator=seeded()).requires_grad_()
-    results = RandomCropFlip(padding=3)(images, seeded(8))
-    results.sum().backward()
-    assert set(images.grad.unique().tolist()) <= {0.0, 1.0}
-    assert torch.equal(images.grad.sum((1, 2, 3)), (results != 0).sum((1, 2, 3)).float())
+@pytest.mark.parametrize(("start", "length"), [(0, 8), (2, 5), (3, 4), (7, 1)])
+def test_part__whole_pixels(start, length):
+    """They are enlarged as torch does."""
+    line = torch.rand(1, 1, 8, dtype=torch.float64)
+    part = line[..., start : start + length]
+    expected = F.interpolate(part, size=8, mode="linear", align_corners=False)
+    matrix = _resampling(torch.tensor([start]).double(), torch.tensor([length]).double(), 8)
+    torch.testing.assert_close(line @ matrix[0].T, expected)
 
 
-def test_generator_decides_the_draws():
-    images = torch.rand(20, 1, 8, 8)
-    augmentation = RandomCropFlip()
+def parts_of_ramp(area, flip):
+    """2,000 parts of an image whose values are its coordinates, and their sides as shares."""
+    height, width = 12, 16
+    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    ramp = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(2000, 2, -1, -1)
+    found = RandomResizedPart(area, flip)(ramp, seeded())
+    assert found.shape == ramp.shape
+    # Away from the border, where the ramp ends: slopes say how large the part was.
+    tall, wide = found[:, 0, 7, 8] - found[:, 0, 5, 8], found[:, 1, 6, 9] - found[:, 1, 6, 7]
+    return found, tall / 2, wide / 2
+
+
+def test_part__sizes():
+    """Shares and shapes within their limits, up to them; no part leaves the image."""
+    found, tall, wide = parts_of_ramp((0.25, 0.5), flip=False)
+    for values, low, high in ((tall * wide, 0.25, 0.5), (wide / tall, 0.75, 4 / 3)):
+        assert low - 1e-4 < float(values.min()) < low + 0.01
+        assert high - 0.03 < float(values.max()) < high + 1e-4
+    for axis, size in enumerate((12, 16)):
+        values = found[:, axis]
+        assert 0.5 <= float(values.min()) < 0.7
+        assert size - 0.7 < float(values.max()) <= size - 0.5
+
+
+@pytest.mark.parametrize(("flip", "low", "high"), [(True, 0.45, 0.55), (False, 0, 0)])
+def test_part__flip(flip, low, high):
+    _, _, wide = parts_of_ramp((0.25, 1.0), flip)
+    assert low <= float((wide < 0).float().mean()) <= high
+    assert float(wide.abs().max()) <= 1 + 1e-4
+
+
+def test_part__area():
+    with pytest.raises(InputError, match="the smaller first"):
+        RandomResizedPart((0.5, 0.25))
+
+
+AUGMENTATIONS = [RandomCropFlip(2), RollFlip(2), RandomResizedPart()]
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda each: type(each).__name__)
+def test_gradient_and_seed(augmentation):
+    images = torch.rand(3, 2, 4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: augmentation(x, seeded(6)), images)
     assert torch.equal(augmentation(images, seeded(1)), augmentation(images, seeded(1)))
     assert not torch.equal(augmentation(images, seeded(1)), augmentation(images, seeded(2)))
-
-
-def test_input_is_left_alone():
-    images = torch.rand(8, 3, 5, 5)
-    before = images.clone()
-    RandomCropFlip()(images)
-    assert torch.equal(images, before)
