@@ -23,13 +23,21 @@ def bright(images, targets, teacher, student, warm_up):
 
 
 @pytest.fixture
-def method(tiny_classifier):
-    layers = nn.Linear(6, 64), nn.Sigmoid(), nn.Unflatten(1, SHAPE)
-    synthesizer = OnlineSynthesizer(nn.Sequential(*layers), 6, bright, 2, LR, (0.9, 0.999))
-    teacher, optimizer = FrozenTeacher(tiny_classifier()), partial(SGD, lr=STUDENT_LR)
-    return DataFreeDistillation(
-        teacher, tiny_classifier(), synthesizer, optimizer=optimizer, check_teacher=False
-    )
+def make(tiny_classifier):
+    def build(**options):
+        generator = nn.Sequential(nn.Linear(6, 64), nn.Sigmoid(), nn.Unflatten(1, SHAPE))
+        synthesizer = OnlineSynthesizer(generator, 6, bright, 2, LR, (0.9, 0.999), **options)
+        teacher, optimizer = FrozenTeacher(tiny_classifier()), partial(SGD, lr=STUDENT_LR)
+        return DataFreeDistillation(
+            teacher, tiny_classifier(), synthesizer, optimizer=optimizer, check_teacher=False
+        )
+
+    return build
+
+
+@pytest.fixture
+def method(make):
+    return make()
 
 
 class Witness(Callback):
@@ -51,7 +59,7 @@ class Witness(Callback):
 def found(method, tiny_data, fit):
     """A run that was watched, and the images that the student saw."""
     seen, witness, objective = [], Witness(), method.student_objective
-    method.student_objective = lambda *batch: seen.append(batch[0].clone()) or objective(*batch)
+    method.student_objective = lambda *batch: seen.append(batch[0]) or objective(*batch)
     teacher = copy.deepcopy(method.teacher.state_dict())
     data = tiny_data(PLAN, bank=BankOptions(capacity=12))
     fit(method, data, callbacks=[witness])
@@ -69,8 +77,9 @@ def test_turns(method, found):
 
 
 def test_student_images(found):
-    """New ones in every step, and none of the bank."""
+    """New ones in every step, without a gradient, and none of the bank."""
     bank, _, seen = found
+    assert not any(images.requires_grad for images in seen)
     assert all(images.shape == (8, *SHAPE) for images in seen)
     flat = torch.cat(seen).flatten(1)
     assert len(flat.unique(dim=0)) == len(flat) == 24 * 8
@@ -83,6 +92,14 @@ def test_generator(found):
     assert witness.brightness[-1] > witness.brightness[0] + 10
     assert all(own / LR == pytest.approx(student / STUDENT_LR) for student, own in witness.lrs)
     assert witness.lrs[-1][1] < witness.lrs[0][1]
+
+
+def test_learning_rate__constant(make, tiny_data, fit):
+    """The student's alone follows a schedule."""
+    witness = Witness()
+    fit(make(follow_student=False), tiny_data(PLAN), callbacks=[witness])
+    assert {own for _, own in witness.lrs} == {LR}
+    assert len({student for student, _ in witness.lrs}) == PLAN["epochs"]
 
 
 def test_labels(method, found):
