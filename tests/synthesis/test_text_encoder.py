@@ -125,7 +125,7 @@ def test_prompts__impossible(prompts):
 
 
 def test_pooling__impossible():
-    with pytest.raises(InputError, match="pooling must be 'projection', 'mean' or 'cls'"):
+    with pytest.raises(InputError, match=r"pooling must be .*'mean'"):
         TextEncoder("model", "max")
 
 
@@ -218,7 +218,7 @@ def test_model__missing(tmp_path, monkeypatch, model, message, pooling):
 
 def test_model__projection_of_bert(bert):
     """It has none."""
-    with pytest.raises(InputError, match="not a CLIP model.*pooling='mean'"):
+    with pytest.raises(InputError, match=r"not a CLIP model: .*pooling='mean'"):
         TextEncoder(str(bert)).embed(NAMES)
 
 
