@@ -55,6 +55,12 @@ def test_label_text__useless(tmp_path, rows, message):
         LabelText(["cat", "dog"], EmbeddingFile(tmp_path / "rows.npy")).embeddings()
 
 
+@pytest.mark.parametrize("names", ["cat", [1, 2]])
+def test_label_text__names(names):
+    with pytest.raises(InputError, match="names"):
+        LabelText(names, Lengths())
+
+
 def read(path, wanted, names=None):
     rows = EmbeddingFile(path, names).embed(wanted)
     assert rows.dtype == torch.float32
@@ -132,9 +138,9 @@ def test_unreadable__content(tmp_path, npy):
         read(stored(tmp_path / "empty.safetensors"), ["a"])
     with pytest.raises(InputError, match=r"\[classes, d\] numbers"):
         read(stored(tmp_path / "flat.safetensors", lte=ROWS[0]), ["a", "b"])
-    with pytest.raises(InputError, match="no JSON list"):
+    with pytest.raises(InputError, match="not a JSON list"):
         read(stored(tmp_path / "rows.safetensors", {"names": "a, b, c"}, lte=ROWS), ["a"])
-    with pytest.raises(InputError, match=r"no file '.*none\.txt'; .*names"):
+    with pytest.raises(InputError, match=r"no file '.*none\.txt'; set names"):
         read(npy, ["a", "b", "c"], tmp_path / "none.txt")
 
 
