@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.optim import SGD
 
-from nayer_pl import BankOptions, DataFreeDistillation, FrozenTeacher, OnlineSynthesizer
+from nayer_pl import DataFreeDistillation, FrozenTeacher, OnlineSynthesizer
 from nayer_pl.bank import SynthesisRound
 
 SHAPE = (1, 8, 8)
@@ -22,95 +22,75 @@ def bright(images, targets, teacher, student, warm_up):
     return {"loss": -images.mean()}
 
 
-@pytest.fixture
-def make(tiny_classifier):
-    def build(**options):
-        generator = nn.Sequential(nn.Linear(6, 64), nn.Sigmoid(), nn.Unflatten(1, SHAPE))
-        synthesizer = OnlineSynthesizer(generator, 6, bright, 2, LR, (0.9, 0.999), **options)
-        teacher, optimizer = FrozenTeacher(tiny_classifier()), partial(SGD, lr=STUDENT_LR)
-        return DataFreeDistillation(
-            teacher, tiny_classifier(), synthesizer, optimizer=optimizer, check_teacher=False
-        )
-
-    return build
-
-
-@pytest.fixture
-def method(make):
-    return make()
-
-
 class Witness(Callback):
-    """What happens in each item."""
+    """What happens in each item, and the images that the student sees."""
 
     def __init__(self):
-        self.kinds, self.brightness, self.lrs = "", [], []
+        self.kinds, self.brightness, self.lrs, self.seen = "", [], [], []
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.kinds += "RB"[not isinstance(batch, SynthesisRound)]
+    def on_fit_start(self, trainer, method):
+        def watched(images, labels):
+            self.seen.append(images)
+            return objective(images, labels)
+
+        objective, method.student_objective = method.student_objective, watched
+
+    def on_train_batch_start(self, trainer, method, item, i):
+        self.kinds += "RB"[not isinstance(item, SynthesisRound)]
         self.lrs.append([each.param_groups[0]["lr"] for each in trainer.optimizers])
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if isinstance(batch, SynthesisRound):
+    def on_train_batch_end(self, trainer, method, outputs, item, i):
+        if isinstance(item, SynthesisRound):
             self.brightness.append(float(trainer.datamodule.bank.images.float().mean()))
 
 
 @pytest.fixture
-def found(method, tiny_data, fit):
-    """A run that was watched, and the images that the student saw."""
-    seen, witness, objective = [], Witness(), method.student_objective
-    method.student_objective = lambda *batch: seen.append(batch[0]) or objective(*batch)
-    teacher = copy.deepcopy(method.teacher.state_dict())
-    data = tiny_data(PLAN, bank=BankOptions(capacity=12))
-    fit(method, data, callbacks=[witness])
-    assert all(torch.equal(teacher[k], v) for k, v in method.teacher.state_dict().items())
-    return data.bank, witness, seen
+def run(tiny_classifier, tiny_data, fit):
+    def run(**options):
+        generator = nn.Sequential(nn.Linear(6, 64), nn.Sigmoid(), nn.Unflatten(1, SHAPE))
+        synthesizer = OnlineSynthesizer(generator, 6, bright, 2, LR, (0.9, 0.999), **options)
+        teacher, optimizer = FrozenTeacher(tiny_classifier()), partial(SGD, lr=STUDENT_LR)
+        method = DataFreeDistillation(
+            teacher, tiny_classifier(), synthesizer, optimizer=optimizer, check_teacher=False
+        )
+        data, witness = tiny_data(PLAN), Witness()
+        before = copy.deepcopy(teacher.state_dict())
+        fit(method, data, callbacks=[witness])
+        assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
+        return method, data.bank, witness
+
+    return run
 
 
-def test_turns(method, found):
-    bank, witness, _ = found
+def test_turns(run):
+    """Generator and student take turns; the bank has room for one."""
+    method, bank, witness = run()
     assert witness.kinds == 4 * "RBBRBBRBB"
     assert (method.rounds, method.synthesis_steps, method.student_updates) == (12, 24, 24)
-    assert (len(bank), bank.num_added) == (12, 12 * 12)
-    assert method.results()["images_kept"] == 12
-    assert method.results()["images_banked"] == 12 * 12
+    assert (bank.capacity, len(bank), bank.num_added) == (12, 12, 12 * 12)
+    assert witness.brightness[-1] > witness.brightness[0] + 10
+    results = method.results()
+    assert (results["images_kept"], results["images_banked"]) == (12, 12 * 12)
+    # Labels are what the teacher sees, so no agreement is claimed.
+    assert torch.equal(method.teacher.classifier(bank.images / 255).argmax(1), bank.labels)
+    assert results["label_agreement"] is None
 
 
-def test_student_images(found):
+def test_student_images(run):
     """New ones in every step, without a gradient, and none of the bank."""
-    bank, _, seen = found
-    assert not any(images.requires_grad for images in seen)
-    assert all(images.shape == (8, *SHAPE) for images in seen)
-    flat = torch.cat(seen).flatten(1)
+    _, bank, witness = run()
+    assert all(images.shape == (8, *SHAPE) for images in witness.seen)
+    assert not any(images.requires_grad for images in witness.seen)
+    flat = torch.cat(witness.seen).flatten(1)
     assert len(flat.unique(dim=0)) == len(flat) == 24 * 8
     assert torch.cdist(flat, bank.images.flatten(1) / 255).min() > 0
 
 
-def test_generator(found):
-    """It learns over turns, and its learning rate falls with the student's."""
-    _, witness, _ = found
-    assert witness.brightness[-1] > witness.brightness[0] + 10
-    assert all(own / LR == pytest.approx(student / STUDENT_LR) for student, own in witness.lrs)
-    assert witness.lrs[-1][1] < witness.lrs[0][1]
-
-
-def test_learning_rate__constant(make, tiny_data, fit):
-    """The student's alone follows a schedule."""
-    witness = Witness()
-    fit(make(follow_student=False), tiny_data(PLAN), callbacks=[witness])
-    assert {own for _, own in witness.lrs} == {LR}
-    assert len({student for student, _ in witness.lrs}) == PLAN["epochs"]
-
-
-def test_labels(method, found):
-    """They are what the teacher sees, so no agreement is claimed."""
-    bank, *_ = found
-    assert torch.equal(method.teacher.classifier(bank.images / 255).argmax(1), bank.labels)
-    assert method.results()["label_agreement"] is None
-
-
-def test_capacity(method, tiny_data, fit):
-    """By itself the bank has room for one turn."""
-    data = tiny_data({**PLAN, "epochs": 1})
-    fit(method, data)
-    assert data.bank.capacity == len(data.bank) == 12
+@pytest.mark.parametrize("follow_student", [True, False])
+def test_learning_rate(run, follow_student):
+    """It falls with the student's, or stays."""
+    *_, witness = run(follow_student=follow_student)
+    student, generator = map(torch.tensor, zip(*witness.lrs, strict=True))
+    assert len(student.unique()) == PLAN["epochs"]
+    share = student / STUDENT_LR if follow_student else torch.ones(len(student))
+    torch.testing.assert_close(generator / LR, share)
