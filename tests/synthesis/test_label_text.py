@@ -1,5 +1,4 @@
-import json
-import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,8 @@ ROWS = torch.tensor([[0.0, 1.5], [2.0, -3.0], [4.0, 5.0]])
 
 
 class Lengths:
-    """Encodes a name as its length."""
-
     def embed(self, names):
         return torch.tensor([[float(len(name))] for name in names])
-
-
-class Constant:
-    def __init__(self, value):
-        self.value = value
-
-    def embed(self, names):
-        return torch.full((len(names), 2), self.value)
 
 
 @pytest.fixture
@@ -44,92 +33,120 @@ def listed(path, *names):
     return path
 
 
-@pytest.mark.parametrize("names", [["cat", "horse"], ["crane", "cat", "crane"]])
-def test_label_text(caplog, names):
-    """Names are encoded in their order, with a warning of equal ones."""
-    with caplog.at_level(logging.WARNING):
-        embeddings = LabelText(names, Lengths()).embeddings()
-    assert embeddings.tolist() == [[len(name)] for name in names]
-    assert ("crane" in caplog.text) == ("crane" in names) == bool(caplog.text)
-    assert ": crane." in caplog.text or not caplog.text
+@pytest.mark.parametrize(("names", "warns"), [(["cat", "horse"], False), (["fox", "fox"], True)])
+def test_label_text(caplog, names, warns):
+    """Rows in the order of the names; equal names are reported."""
+    rows = LabelText(names, Lengths()).embeddings()
+    assert rows.tolist() == [[float(len(name))] for name in names]
+    assert ("fox" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(float("nan"), "'cat' holds NaN"), (1.0, "the same label text")]
+    ("rows", "message"),
+    [
+        ([[1.0], [math.nan]], "'dog' holds NaN"),
+        ([[math.inf], [1.0]], "'cat' holds NaN or infinity"),
+        ([[1.0], [1.0]], "same label text"),
+    ],
 )
-def test_label_text__useless(value, message):
+def test_label_text__useless(tmp_path, rows, message):
+    np.save(tmp_path / "rows.npy", np.array(rows))
     with pytest.raises(InputError, match=message):
-        LabelText(["cat", "dog"], Constant(value)).embeddings()
+        LabelText(["cat", "dog"], EmbeddingFile(tmp_path / "rows.npy")).embeddings()
+
+
+@pytest.mark.parametrize("names", ["cat", [1, 2]])
+def test_label_text__names(names):
+    with pytest.raises(InputError, match="names"):
+        LabelText(names, Lengths())
+
+
+def read(path, wanted, names=None):
+    rows = EmbeddingFile(path, names).embed(wanted)
+    assert rows.dtype == torch.float32
+    return rows
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_npy(tmp_path, dtype):
-    """Rows are labels."""
     np.save(tmp_path / "rows.npy", ROWS.numpy().astype(dtype))
-    rows = EmbeddingFile(tmp_path / "rows.npy").embed(["a", "b", "c"])
-    assert rows.dtype == torch.float32
-    assert torch.equal(rows, ROWS)
+    assert torch.equal(read(tmp_path / "rows.npy", "abc"), ROWS)
 
 
 @pytest.mark.parametrize(
-    ("key", "others"), [("anything", ""), ("lte", ""), ("lte", "az"), ("embeddings", "az")]
+    "tensors",
+    [
+        {"lte": ROWS.half()}, {"embeddings": ROWS}, {"anything": ROWS},
+        {"lte": ROWS, "a": ROWS + 1, "z": ROWS + 2}, {"embeddings": ROWS, "a": ROWS + 1},
+    ],
+)  # fmt: skip
+def test_safetensors(tmp_path, tensors):
+    path = stored(tmp_path / "rows.safetensors", **tensors)
+    assert torch.equal(read(str(path), ["a", "b", "c"]), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "order"),
+    [
+        (["ice cream", "t-shirt", "Egyptian cat"], [0, 1, 2]),
+        (["egyptian_cat", "T-shirt", "ice  cream"], [2, 1, 0]),
+        (["T shirt"], [1]),
+        (["EGYPTIAN-CAT", "ice-cream"], [2, 0]),
+    ],
 )
-def test_safetensors(tmp_path, key, others):
-    """Its only tensor, or the one with a known name."""
-    tensors = {key: ROWS.half(), **{name: ROWS + i for i, name in enumerate(others, 1)}}
-    rows = EmbeddingFile(str(stored(tmp_path / "rows.safetensors", **tensors))).embed("abc")
-    assert rows.dtype == torch.float32
-    assert torch.equal(rows, ROWS)
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1,), (2, 0)])
-def test_names(tmp_path, npy, order):
+def test_names(tmp_path, npy, wanted, order):
     """Rows are found by name, whatever joins its words."""
-    file = EmbeddingFile(npy, listed(tmp_path / "names.txt", "Ice-Cream", "t_shirt", "red cat"))
-    names = ["ice  cream", "T-shirt", "red_cat"]
-    assert torch.equal(file.embed([names[i] for i in order]), ROWS[list(order)])
+    names = listed(tmp_path / "names.txt", "Ice-Cream", "t_shirt", "Egyptian cat")
+    assert torch.equal(read(npy, wanted, names), ROWS[order])
 
 
 def test_names__metadata(tmp_path):
-    """A file of names comes first."""
-    metadata = {"names": json.dumps(["a", "b", "c"])}
-    path = stored(tmp_path / "rows.safetensors", metadata, lte=ROWS)
-    assert torch.equal(EmbeddingFile(path).embed(["c", "a"]), ROWS[[2, 0]])
+    """They are in the file itself, unless there is another one for them."""
+    path = stored(tmp_path / "rows.safetensors", {"names": '["a", "b", "c"]'}, lte=ROWS)
+    assert torch.equal(read(path, ["c", "a"]), ROWS[[2, 0]])
     names = listed(tmp_path / "names.txt", "c", "b", "a")
-    assert torch.equal(EmbeddingFile(path, names).embed(["a", "b", "c"]), ROWS[[2, 1, 0]])
+    assert torch.equal(read(path, ["a", "b", "c"], names), ROWS[[2, 1, 0]])
 
 
-def test_names__unknown(tmp_path, npy):
-    file = EmbeddingFile(npy, listed(tmp_path / "names.txt", "cat", "dog", "ship"))
-    with pytest.raises(InputError, match="no embedding for 2 class names, such as 'truck'"):
-        file.embed(["cat", "truck", "frog"])
-
-
-@pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c", "d"]])
-@pytest.mark.parametrize("in_file", [True, False])
-def test_number_of_rows(tmp_path, npy, names, in_file):
-    file = EmbeddingFile(npy, listed(tmp_path / "names.txt", *names) if in_file else None)
-    with pytest.raises(InputError, match=f"3 embeddings for {len(names)} class names"):
-        file.embed(names)
+@pytest.mark.parametrize(
+    ("known", "wanted", "message"),
+    [
+        (["cat", "dog", "ship"], ["cat", "truck", "frog"], "for 2 class names, such as 'truck'"),
+        (["cat", "dog"], ["cat", "dog"], "3 embeddings for 2 class names"),
+        (None, ["cat", "dog"], "3 embeddings for 2 class names"),
+        (None, ["cat", "dog", "ship", "frog"], "3 embeddings for 4 class names"),
+    ],
+)
+def test_names__other_classes(tmp_path, npy, known, wanted, message):
+    names = listed(tmp_path / "names.txt", *known) if known else None
+    with pytest.raises(InputError, match=message):
+        read(npy, wanted, names)
 
 
 @pytest.mark.parametrize("name", ["rows.npy", "rows.safetensors", "rows.txt"])
 @pytest.mark.parametrize("content", [None, b"nothing that is known here"])
-def test_unreadable_file(tmp_path, name, content):
+def test_unreadable(tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
-        EmbeddingFile(tmp_path / name).embed(["a"])
+        read(tmp_path / name, ["a"])
 
 
-def test_file_without_tensors(tmp_path):
+def test_unreadable__content(tmp_path, npy):
+    """No tensor at all; a tensor of another shape; names that are no list; no file of names."""
     with pytest.raises(InputError, match=r"empty\.safetensors"):
-        EmbeddingFile(stored(tmp_path / "empty.safetensors")).embed(["a"])
+        read(stored(tmp_path / "empty.safetensors"), ["a"])
+    with pytest.raises(InputError, match=r"\[classes, d\] numbers"):
+        read(stored(tmp_path / "flat.safetensors", lte=ROWS[0]), ["a", "b"])
+    with pytest.raises(InputError, match="not a JSON list"):
+        read(stored(tmp_path / "rows.safetensors", {"names": "a, b, c"}, lte=ROWS), ["a"])
+    with pytest.raises(InputError, match=r"no file '.*none\.txt'; set names"):
+        read(npy, ["a", "b", "c"], tmp_path / "none.txt")
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published embeddings are not here")
-def test_published_tiny_imagenet():
-    """Rows in the order of WordNet's numbers are those that are found by name."""
+def test_published_rows():
+    """Those of Tiny-ImageNet are put into label order."""
     names = class_names("tinyimagenet")
     published = PUBLISHED / "tiny_imagenet_le.safetensors"
     rows = EmbeddingFile(published, PUBLISHED / "tiny_imagenet_label.txt").embed(names)
