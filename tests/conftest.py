@@ -1,3 +1,4 @@
+import functools
 import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from nayer_pl import NAYER, Classifier, Plan, SyntheticDataModule
 from nayer_pl.data import ImageSet
+from nayer_pl.distillation.student import MOMENTUM_SGD
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (1, 8, 8)
@@ -83,7 +85,7 @@ def tiny_method(tiny_classifier: Callable[..., Classifier]) -> Callable[..., NAY
             "noisy_features": 16,
             "generator_steps": 4,
             "round_size": 12,
-            "learning_rate": 0.05,
+            "optimizer": functools.partial(MOMENTUM_SGD, lr=0.05),
             "check_teacher": False,  # it was never trained
         }
         return NAYER(**{**defaults, **options})  # type: ignore[arg-type]
@@ -125,15 +127,17 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
 
 @pytest.fixture
 def terms_written_out() -> Callable[..., None]:
-    """Compares 0.7 L_ce + 2 L_adv of a method, without L_bn, with what it stands for."""
+    """Compares `judge` with 0.7 L_ce + 2 L_adv from the definitions, in value and gradient.
+
+    `judge` takes images and targets, and returns the loss of a method without L_bn.
+    """
 
     def check(method: Any, judge: Callable[[Tensor, Tensor], Tensor]) -> None:
-        assert (method.bn_weight, method.ce_weight, method.adv_weight) == (0, 0.7, 2.0)
-        method.student.eval()
+        teacher, student = method.teacher.classifier, method.student.eval()
         images, targets = torch.rand(12, *SHAPE, requires_grad=True), torch.arange(12) % CLASSES
-        for net in (method.teacher, method.student):  # no class is everybody's favourite
+        for net in (teacher, student):  # or all images would be of the same class
             net.network.head.bias.data -= net(images).detach().mean(0)
-        p, q = method.teacher(images).softmax(1), method.student(images).softmax(1)
+        p, q = teacher(images).softmax(1), student(images).softmax(1)
         agree = p.argmax(1) == q.argmax(1)
         assert 0 < agree.sum() < 12
         adversary = -((p * (p / q).log()).sum(1) * agree).sum() / 12
