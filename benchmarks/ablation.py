@@ -40,7 +40,7 @@ QUESTIONS: dict[str, dict[str, list[str]]] = {
 
 COLUMNS = {
     "synthesis loss": ("synthesis_loss", 1, 2),
-    "wanted label seen by the teacher, %": ("label_agreement", 100, 1),
+    "target label seen by the teacher, %": ("label_agreement", 100, 1),
     "distance within a class": ("diversity", 1, 3),
     "student, %": ("student_accuracy", 100, 1),
 }

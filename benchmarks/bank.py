@@ -34,7 +34,7 @@ PREFETCHED = 8  # batches that the PNG loader makes ahead: two for each worker
 
 
 def smooth_images(count: int) -> Tensor:
-    """Coloured spots with a little noise, floats with channels last, as a generator makes them."""
+    """Colored spots with a little noise, floats with channels last, as a generator makes them."""
     spots = F.interpolate(torch.rand(count, 3, 8, 8), size=SHAPE[1:], mode="bilinear")
     images = (spots + 0.05 * torch.randn(count, *SHAPE)).clamp_(0, 1)
     return images.contiguous(memory_format=torch.channels_last)
@@ -55,7 +55,7 @@ def batch_of(bank: MemoryBank, rng: torch.Generator) -> Tensor:
 
 
 def seconds(work: Callable[[], object], times: int, warm_up: int = 1) -> float:
-    """Mean of so many calls in a row, after one or none to warm up."""
+    """Mean of this many calls in a row, after one or none to warm up."""
     for _ in range(warm_up):
         work()
     started = time.perf_counter()
@@ -90,7 +90,7 @@ def measure_png(folder: Path) -> dict[str, float]:
 
 
 def measure_checkpoint(folder: Path, bank: MemoryBank, images: Tensor) -> dict[str, float]:
-    """What the bank's part of checkpoints costs: the first one, the next ones, and going on."""
+    """What the bank's part of checkpoints costs: the first one, the next ones, and resuming."""
     segments, labels = BankFiles(folder, "bank"), torch.arange(ROUND)
 
     def save() -> dict[str, Any]:

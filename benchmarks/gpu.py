@@ -3,7 +3,7 @@
 python benchmarks/gpu.py [--out runs/benchmark_gpu] [--minutes 10]
 
 Each part is a command that can be typed alone. A part that fails or runs out of time is reported as
-that, and the rest goes on; what takes longest comes last. Parity is of one seed here.
+that, and the others still run; what takes longest comes last. Parity is of one seed here.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     parity = ["benchmarks/parity.py", "--seeds", "0", "--ways", "plain", "bfloat16"]
     parts = {
-        "check": ["-m", "pytest", "-q", "tests/test_synchronisation.py"],
+        "check": ["-m", "pytest", "-q", "tests/test_synchronization.py"],
         "steps": ["benchmarks/steps.py", *STEPS, "--json", str(out / "steps.json")],
         "steps_float32": [
             "benchmarks/steps.py", *STEPS, "--precision", "32-true",

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nayer_pl import fastest_precision
+from nayer_pl.app.main import register_configs
 from nayer_pl.app.train import train
-from nayer_pl.losses.batchnorm import ChannelMoments
+from nayer_pl.networks.teacher import ChannelMoments
 from nayer_pl.synthesis.generators import UpsampledConv
 
 
@@ -47,7 +48,7 @@ def plain_forms() -> Iterator[None]:
     with (
         patch.object(UpsampledConv, "forward", upsampled),
         patch.object(ChannelMoments, "apply", moments),
-        patch("nayer_pl.distillation.taught.folded", lambda teacher, *_: teacher),
+        patch("nayer_pl.networks.teacher.folded", lambda teacher, *_: teacher),
         # A GPU's convolutions would round float32 to TF32.
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     out = (arguments.out or Path(f"runs/parity_{arguments.experiment}")).resolve()
+    register_configs(ROOT / "conf")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         found = {
             way: [

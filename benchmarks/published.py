@@ -90,11 +90,11 @@ class Published:
     """Rounds and distillation steps on copies of the networks.
 
     Args:
-        teacher, student, generator: float32, default layout; their weights want gradients.
+        teacher, student, generator: float32, default layout; their weights take gradients.
         embeddings: label text, [num_classes, d].
         features: size of a noisy layer's output.
         round_size: images in a round.
-        learning_rate: of the student.
+        lr: learning rate of the student.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Published:
         embeddings: Tensor,
         features: int,
         round_size: int,
-        learning_rate: float = 0.2,
+        lr: float = 0.2,
     ) -> None:
         self.teacher, self.student, self.generator = teacher.eval(), student, generator
         for net in (teacher, student, generator):
@@ -113,9 +113,7 @@ class Published:
         self.noisy = NoisyLayers(embeddings, features, round_size).to(embeddings.device)
         norms = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)]
         self.hooks = [StatisticsHook(norm) for norm in norms]
-        self.sgd = torch.optim.SGD(
-            student.parameters(), learning_rate, momentum=0.9, weight_decay=1e-4
-        )
+        self.sgd = torch.optim.SGD(student.parameters(), lr, momentum=0.9, weight_decay=1e-4)
         self.log = io.StringIO()
 
     def round(self, targets: Tensor, steps: int, warm_up: bool = False) -> Tensor:

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--pair", default="wrn16_1-wrn16_1", help="teacher-student")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--processes", type=int, help="measure one run only, with so many")
+    parser.add_argument("--processes", type=int, help="measure one run only, with this many")
     arguments = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the figures are a CPU's
     if arguments.processes:

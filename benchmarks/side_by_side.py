@@ -23,7 +23,7 @@ from nayer_pl import (
 )
 from nayer_pl.app.console import quiet_lightning
 from nayer_pl.bank.plan import DistillationBatch, SynthesisRound
-from nayer_pl.runtime.precision import fastest_precision
+from nayer_pl.runtime.numerics import fastest_precision
 from nayer_pl.synthesis.generators import UpsampledConv
 
 IMAGE_SHAPE, CLASSES, TEXT, FEATURES = (3, 32, 32), 10, 512, 1000
@@ -80,9 +80,13 @@ class SideBySide:
             check_teacher=False,
             compile=compiled,
         )
-        generator = without_fast_forms(copy.deepcopy(self.method.generator)).to(self.device)
+        generator = without_fast_forms(copy.deepcopy(self.method.synthesizer.generator))
         self.published = Published(
-            *plain, generator, label_text.to(self.device), FEATURES, plan.round_size
+            *plain,
+            generator.to(self.device),
+            label_text.to(self.device),
+            FEATURES,
+            plan.round_size,
         )
 
     def run(self, callback: Callback) -> None:
@@ -104,7 +108,7 @@ class SideBySide:
         """What the figures depend on."""
         return {
             "precision": self.precision,
-            "compile": self.method.compiles,
+            "compile": self.method.compiled,
             "device": self.device.type,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,

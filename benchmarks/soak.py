@@ -1,10 +1,10 @@
-"""Runs that are ended at random moments and go on, for hours: bits, memory, files and handles.
+"""Runs that are ended at random moments and resumed, for hours: bits, memory, files and handles.
 
 python benchmarks/soak.py --minutes 120 [--epochs 30] [--seed 0] [--out runs/soak]
 
 A round is one run of the digits (smaller than `experiment=digits`, on one CPU thread) in its own
-directory. It is ended by SIGKILL, and every fourth time by SIGTERM, at random moments, goes on with
-resume=auto, and is compared with a run that nobody ended. The table is printed as it grows;
+directory. It is ended by SIGKILL, and every fourth time by SIGTERM, at random moments, is resumed
+with resume=auto, and is compared with a run that nobody ended. The table is printed as it grows;
 `soak.json` in --out has all samples. Linux only: it reads /proc.
 """
 
@@ -62,7 +62,7 @@ class Watch:
 def one_round(
     name: str, overrides: list[str], mean: float, chance: random.Random
 ) -> dict[str, Any]:
-    """End a run and let it go on until it is over.
+    """End a run and resume it until it is over.
 
     Args:
         name: of its directory.

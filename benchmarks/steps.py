@@ -1,14 +1,22 @@
 """A generator step and a distillation step of ours against the published pipeline's, interleaved.
 
 python benchmarks/steps.py [--pair wrn40_2-wrn16_2] [--compile] [--precision 32-true] [--json FILE]
+python benchmarks/steps.py --roots CHECKOUT CHECKOUT [--turns 3] [...]
 
 A real Trainer does ours, Lightning's overhead included; after each round and each distillation step
 the published rendering (published.py) does the same on its own copies of the networks.
+
+With --roots, checkouts of this project take turns, each with its own steps.py in a process of its
+own; figures are medians, and ratios are medians over turns.
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +29,15 @@ from nayer_pl import Plan
 
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    comparison = argparse.ArgumentParser(add_help=False)
+    comparison.add_argument("--roots", type=Path, nargs="+", help="checkouts to compare")
+    comparison.add_argument("--turns", type=int, default=3, help="runs of each of them")
+    comparison.add_argument("--json", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        parents=[comparison],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--pair", default="wrn40_2-wrn16_2", help="teacher-student")
     parser.add_argument("--round-size", type=int, help="images in a generator step")
     parser.add_argument("--batch-size", type=int, default=128, help="of a distillation step")
@@ -29,8 +45,10 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=4)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.roots:
+        compare(arguments, comparison.parse_known_args()[1])
+        return
     on_gpu = torch.cuda.is_available()
     both = SideBySide(
         arguments.pair,
@@ -70,6 +88,40 @@ def summarize(measured: EachItem, both: SideBySide) -> dict[str, Any]:
         figures[f"{kind}_step_ratio"] = statistics.median(b / a for a, b in pairs)
         figures[f"matmul_share_{kind}"] = measured.operations[kind] / ours / max(rates.values())
     return figures
+
+
+def compare(arguments: argparse.Namespace, options: list[str]) -> None:
+    """Let checkouts take turns; print a table, write JSON."""
+    roots = [root.resolve() for root in arguments.roots]
+    found: dict[str, list[dict[str, Any]]] = {str(root): [] for root in roots}
+    for turn in range(arguments.turns):
+        for root in roots if turn % 2 == 0 else reversed(roots):  # each is first in its turn
+            found[str(root)].append(run_apart(root, options))
+    print(
+        f"\n{machine()}\n\n| checkout | generator step, ms | distillation step, ms |\n|---|---|---|"
+    )
+    first = next(iter(found.values()))
+    for name, runs in found.items():
+        cells = []
+        for key in ("generator_step_seconds", "distillation_step_seconds"):
+            ratio = statistics.median(a[key] / b[key] for a, b in zip(runs, first, strict=True))
+            cells.append(f"{1e3 * statistics.median(r[key] for r in runs):.1f} ({ratio:.3f})")
+        print(f"| {name} | {' | '.join(cells)} |")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": machine(), **found}, indent=2) + "\n")
+
+
+def run_apart(root: Path, options: list[str]) -> dict[str, Any]:
+    """What a checkout's own steps.py measures."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures.json"
+        command = [sys.executable, "benchmarks/steps.py", *options, "--json", str(figures)]
+        print("$ cd", root, "&& python", *command[1:], flush=True)
+        environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        return json.loads(figures.read_text())
 
 
 def print_table(figures: dict[str, Any]) -> None:

@@ -2,8 +2,8 @@ import functools
 import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,10 +13,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from nayer_pl import NAYER, Classifier, Plan, SyntheticDataModule
+from nayer_pl.app.main import register_configs
 from nayer_pl.data import ImageSet
 from nayer_pl.distillation.student import MOMENTUM_SGD
 
 ROOT = Path(__file__).resolve().parents[1]
+register_configs(ROOT / "conf")  # for every test that composes a configuration
 SHAPE = (1, 8, 8)
 CLASSES = 3
 
@@ -85,7 +87,7 @@ def tiny_method(tiny_classifier: Callable[..., Classifier]) -> Callable[..., NAY
             "noisy_features": 16,
             "generator_steps": 4,
             "round_size": 12,
-            "optimizer": functools.partial(MOMENTUM_SGD, lr=0.05),
+            "optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4),
             "check_teacher": False,  # it was never trained
         }
         return NAYER(**{**defaults, **options})  # type: ignore[arg-type]
@@ -123,31 +125,6 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
         return trainer
 
     return run
-
-
-@pytest.fixture
-def terms_written_out() -> Callable[..., None]:
-    """Compares `judge` with 0.7 L_ce + 2 L_adv from the definitions, in value and gradient.
-
-    `judge` takes images and targets, and returns the loss of a method without L_bn.
-    """
-
-    def check(method: Any, judge: Callable[[Tensor, Tensor], Tensor]) -> None:
-        teacher, student = method.teacher.classifier, method.student.eval()
-        images, targets = torch.rand(12, *SHAPE, requires_grad=True), torch.arange(12) % CLASSES
-        for net in (teacher, student):  # or all images would be of the same class
-            net.network.head.bias.data -= net(images).detach().mean(0)
-        p, q = teacher(images).softmax(1), student(images).softmax(1)
-        agree = p.argmax(1) == q.argmax(1)
-        assert 0 < agree.sum() < 12
-        adversary = -((p * (p / q).log()).sum(1) * agree).sum() / 12
-        expected = -0.7 * p[range(12), targets].log().mean() + 2.0 * adversary
-        found = judge(images, targets)
-        torch.testing.assert_close(found, expected)
-        slopes = [torch.autograd.grad(loss, images)[0] for loss in (found, expected)]
-        torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
-
-    return check
 
 
 @contextmanager

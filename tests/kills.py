@@ -1,4 +1,4 @@
-"""Kills runs of `experiment=digits` and lets them go on: a program of its own for test_kills.py.
+"""Kills runs of `experiment=digits` and resumes them: a program of its own for test_kills.py.
 
 It imports everything once and forks a process for every part of a run, because importing takes
 longer than such a run. What it prints says which moments were chosen; it ends with 1 at the first
@@ -19,6 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from nayer_pl.app.main import register_configs
 from nayer_pl.app.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +46,7 @@ QUIET = [
 
 
 def start(*overrides: str) -> int:
-    """Begin or go on with a run, in a process of its own; its number."""
+    """Begin or resume a run in a process of its own; its number."""
     process = os.fork()
     if process:
         return process
@@ -54,6 +55,7 @@ def start(*overrides: str) -> int:
         with open("said.txt", "a") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
+        register_configs(ROOT / "conf")
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             train(compose("train", overrides=[*overrides, *QUIET]))
         status = 0
@@ -70,13 +72,13 @@ def end(
     how: signal.Signals = signal.SIGKILL,
     look: Callable[[int], None] = lambda process: None,
 ) -> int | None:
-    """Wait for its end, at most so long: the exit status, or None if it had to be ended.
+    """Wait for its end: the exit status, or None if it had to be ended.
 
     Args:
         process: which.
-        seconds: how long.
+        seconds: at most.
         how: SIGKILL or SIGTERM.
-        look: called again and again in the meantime.
+        look: called in the meantime.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -90,7 +92,7 @@ def end(
 
 
 def whole(*overrides: str) -> float:
-    """A teacher, and a run of it that nobody interrupts, in `whole`; how long that one took.
+    """A teacher, and an uninterrupted run of it in `whole`; how long that run took.
 
     Like every other it saves after each round and each step, which takes the longest.
     """
@@ -102,7 +104,7 @@ def whole(*overrides: str) -> float:
 
 
 def difference(run: str) -> str | None:
-    """What the run that went on did otherwise than the one that nobody killed."""
+    """What differs between a resumed run and the one that was not killed."""
     ours, theirs = (load_file(f"{name}/student.safetensors") for name in (run, "whole"))
     if ours.keys() != theirs.keys():
         return "the student's tensors"
@@ -113,16 +115,16 @@ def difference(run: str) -> str | None:
 
 
 def metrics(run: str) -> list[dict[str, str]]:
-    """The rows of `metrics.csv` without what a clock said."""
+    """The rows of `metrics.csv` without their times."""
     with open(f"{run}/metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
 def main(kills: int, seed: int) -> None:
-    """Run it once to the end; then again and again, with `kills` at random moments in all.
+    """Run it once to the end; then until it was killed at `kills` random moments, and compare.
 
-    A run that goes on may be killed again, at any time of its life as well.
+    A resumed run may be killed again, at any time.
     """
     torch.set_num_threads(1)
     chance, run, left = random.Random(seed), 1, kills

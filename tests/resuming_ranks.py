@@ -1,8 +1,8 @@
 """One of the two ranks that test_resuming_ranks.py looks at: a program of its own.
 
-A run of two ranks that nobody interrupts, and what becomes of it when it is interrupted: each run
-leaves one file per rank in the folder that it is given. The moments that follow on the command line
-are the numbers of the checkpoints to go on from.
+A run of two ranks without an interruption, and the same run interrupted and resumed. Each leaves
+one file per rank in the given folder. The other words of the command line are the numbers of the
+checkpoints to resume from.
 """
 
 import csv
@@ -22,11 +22,11 @@ from two_ranks import RANK, copied, distiller, synthetic
 
 from nayer_pl.callbacks import PhaseTimer
 from nayer_pl.callbacks.checkpoint import Checkpoints, Terminated
-from nayer_pl.callbacks.metrics_file import MetricsFile
+from nayer_pl.callbacks.loggers import MetricsFile
 
 
 class KeepAll(Checkpoints):
-    """After every item and epoch, and none of them is lost."""
+    """Saves after every item and epoch, and keeps all of it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, minutes=0)
@@ -52,7 +52,7 @@ class TellOne(Callback):
 
 
 class FullDiskOfRankOne(Callback):
-    """It cannot write what it made in the first round until the second one begins."""
+    """It cannot write the images of the first round until the second one begins."""
 
     room = 100
 
@@ -63,7 +63,7 @@ class FullDiskOfRankOne(Callback):
 
 
 class Messages(logging.Handler):
-    """What was said."""
+    """Keeps the log messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Messages(logging.Handler):
 
 
 class AtStart(Callback):
-    """Writes down the bank that a run begins or goes on with."""
+    """Records the bank that a run begins with."""
 
     bank: tuple[torch.Tensor, torch.Tensor]
 
@@ -84,7 +84,7 @@ class AtStart(Callback):
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    """Of `metrics.csv`, without what a clock said."""
+    """The rows of `metrics.csv` without their times."""
     with open(path, newline="") as file:
         found = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in found]
@@ -94,7 +94,7 @@ def run(
     folder: Path, name: str, *callbacks: Callback, of: str = "whole", devices: int = 2,
     ckpt: str | None = None, saver: Checkpoints | None = None, minutes: float = 60,
 ) -> None:  # fmt: skip
-    """Begin a run in the directory `of`, or go on from its checkpoint, and write down its end."""
+    """Begin a run in the directory `of`, or resume it from `ckpt`, and record its end."""
     method, data, start, timer = distiller(), synthetic(), AtStart(), PhaseTimer()
     checkpoints = folder / of / "checkpoints"
     logger = MetricsFile(folder / of, name="", version="")
@@ -114,7 +114,7 @@ def run(
     logging.getLogger("nayer_pl").removeHandler(messages)
     found = {
         "student": copied(method.student.state_dict()),
-        "generator": copied(method.generator.state_dict()),
+        "generator": copied(method.synthesizer.generator.state_dict()),
         "bank": (data.bank.images, data.bank.labels), "first bank": start.bank,
         "updates": method.student_updates, "results": method.results(), "images": timer.images,
         "status": status, "said": messages.said,

@@ -1,4 +1,4 @@
-"""The benchmarks' scripts go on fitting the package; what they measure is not looked at here."""
+"""The benchmarks' scripts still fit the package; what they measure is not looked at here."""
 
 import importlib
 import sys
@@ -20,11 +20,11 @@ def script(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_it_can_be_imported(script, name):
+def test_import(script, name):
     script(name)
 
 
-def test_the_plain_forms_of_a_run_compute_nearly_the_same(script, tiny_method, tiny_data, fit):
+def test_plain_forms(script, tiny_method, tiny_data, fit):
     def student():
         torch.manual_seed(0)
         method = tiny_method()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
+from nayer_pl import InputError
 from nayer_pl.app.instantiate import build
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -22,7 +23,7 @@ def sweep(type_command):
             folder = Path(HydraConfig.get().runtime.output_dir)
             jobs[cfg.model_name, cfg.seed] = (folder.relative_to(Path.cwd()), cfg)
             if fails(cfg):
-                raise RuntimeError("out of luck")
+                raise InputError("out of luck")
             return 0.5
 
         # What a sweeper gets is another matter: models differ in what they measure.
@@ -34,25 +35,25 @@ def sweep(type_command):
     return run
 
 
-def test_by_itself_it_is_every_method(sweep):
+def test_compare__every_method(sweep):
     status, printed, jobs = sweep("seed=1")
     assert status == 0, printed
     assert jobs.keys() == {(method, 1) for method in METHODS}
-    folder, cfg = jobs["fast", 1]
-    assert folder.name == "fast_seed1"
+    folder, cfg = jobs["fast_dfkd", 1]
+    assert folder.name == "fast_dfkd_seed1"
     assert folder.parent.name.startswith("compare_digits_")
     assert cfg.run_dir == str(folder.absolute())
 
 
-def test_by_itself_it_is_three_seeds_each_with_its_teacher(sweep):
-    status, printed, jobs = sweep("model=fast")
+def test_compare__three_seeds_with_a_teacher_each(sweep):
+    status, printed, jobs = sweep("model=fast_dfkd")
     assert status == 0, printed
     assert {seed: cfg.paths.teachers for (_, seed), (_, cfg) in jobs.items()} == {
         seed: f"teachers/seed{seed}" for seed in (0, 1, 2)
     }
 
 
-def test_what_is_typed_narrows_it_and_a_failed_job_loses_only_itself(sweep):
+def test_compare__typed_methods_and_a_failed_job(sweep):
     status, printed, jobs = sweep("model=kd,nayer", "seed=0", fails=lambda c: c.model_name == "kd")
     assert status != 0
     assert "out of luck" in printed
@@ -61,7 +62,7 @@ def test_what_is_typed_narrows_it_and_a_failed_job_loses_only_itself(sweep):
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist", "cifar10", "cifar100"])
 @pytest.mark.parametrize("method", ["kd", "scratch"])
-def test_yardsticks_get_as_many_student_updates_as_nayer(config, data, method):
+def test_baselines_have_as_many_student_updates(config, data, method):
     plan, other = config(f"data={data}").plan, config(f"model={method}", f"data={data}")
     for name in ("epochs", "kd_steps", "batch_size"):
         assert other.plan[name] == plan[name]
@@ -71,7 +72,7 @@ def test_yardsticks_get_as_many_student_updates_as_nayer(config, data, method):
 
 @pytest.mark.parametrize(("data", "budget"), [("digits", 120_000), ("fashion_mnist", 570_000)])
 @pytest.mark.parametrize("method", sorted(METHODS - {"kd", "scratch"}))
-def test_recipes_cost_as_many_image_steps(config, method, data, budget):
+def test_recipes_cost_the_same(config, method, data, budget):
     """An image through the generator and back once, or through the student."""
     cfg = config(f"model={method}", f"data={data}")
     plan = build(cfg.plan)
@@ -80,7 +81,7 @@ def test_recipes_cost_as_many_image_steps(config, method, data, budget):
     assert plan.images * steps + learned == pytest.approx(budget, rel=0.05)
 
 
-def test_from_scratch_is_the_students_network(config):
+def test_scratch__network(config):
     cfg = config("model=scratch", "teacher=resnet34", "student=wrn16_1")
     assert cfg.model.network.architecture._target_ == "nayer_pl.networks.wrn16_1"
     assert cfg.export.path == f"{cfg.run_dir}/student.safetensors"

@@ -161,23 +161,21 @@ def assert_mean(mean: dict[str, Tensor], parts: list[dict[str, Tensor]]) -> None
         torch.testing.assert_close(value, (one[key] + other[key]) / 2)
 
 
-def tiny(state: dict[str, Tensor]) -> Classifier:
-    """The classifier of two_ranks.py, written out here a second time."""
+@pytest.fixture
+def tiny(tiny_classifier) -> Callable[[dict[str, Tensor]], Classifier]:
+    """The classifier of two_ranks.py with these weights."""
 
-    class Net(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv1, self.norm1 = torch.nn.Conv2d(1, 6, 3, padding=1), torch.nn.BatchNorm2d(6)
-            self.conv2 = torch.nn.Conv2d(6, 8, 3, padding=1, stride=2)
-            self.norm2, self.head = torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 3)
+    def build(state: dict[str, Tensor]) -> Classifier:
+        net = tiny_classifier()
+        net.load_state_dict(state)
+        return net
 
-        def forward(self, x):
-            x = torch.relu(self.norm1(self.conv1(x)))
-            return self.head(torch.relu(self.norm2(self.conv2(x))).mean((2, 3)))
+    return build
 
-    net = Classifier(Net(), [0.4], [0.3])
-    net.load_state_dict(state)
-    return net
+
+@pytest.fixture
+def answers(tiny) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+    return lambda state, images: tiny(state).eval()(images / 255).argmax(1)
 
 
 def evaluation_images() -> tuple[Tensor, Tensor]:
@@ -185,41 +183,38 @@ def evaluation_images() -> tuple[Tensor, Tensor]:
     return torch.randint(256, (23, 1, 8, 8), dtype=torch.uint8, generator=rng), torch.arange(23) % 3
 
 
-def answers(state: dict[str, Tensor], images: Tensor) -> Tensor:
-    return tiny(state).eval()(images / 255).argmax(1)
-
-
 def share(hits: Tensor) -> Any:
     return pytest.approx(hits.float().mean().item(), abs=1e-6)
 
 
-def test_two_devices_are_ddp(both):
-    assert [found["strategy"] for found in both("main")] == [DDPStrategy] * 2
-    assert [found["world"] for found in both("main")] == [2, 2]
-
-
 @pytest.mark.parametrize("name", ["main", "holdout", "initial", "float16", "supervised"])
-def test_the_student_is_bit_for_bit_the_same_on_every_rank(both, name):
+def test_student__bit_for_bit(both, name):
+    """The same on every rank, though it was born different."""
     one, other = both(name)
-    assert_same(one["start"][0], other["start"][0])  # though they were born different
+    for found in (one, other):
+        assert (found["strategy"], found["world"]) == (DDPStrategy, 2)
     assert len(one["validated"]) == len(other["validated"]) > 0
-    for mine, yours in zip(one["validated"], other["validated"], strict=True):
+    for mine, yours in zip(
+        [one["start"][0], one["student"], *one["validated"]],
+        [other["start"][0], other["student"], *other["validated"]],
+        strict=True,
+    ):
         assert_same(mine, yours)
-    assert_same(one["student"], other["student"])
     assert any("num_batches_tracked" in key for key in one["student"])
-    assert not torch.equal(
-        one["start"][0]["network.conv1.weight"], one["student"]["network.conv1.weight"]
-    )
+    weight = "network.conv1.weight"
+    assert not torch.equal(one["start"][0][weight], one["student"][weight])
 
 
 @pytest.mark.parametrize("name", ["main", "holdout", "supervised"])
-def test_running_statistics_are_the_mean_of_the_ranks(both, name):
+def test_running_statistics__mean(both, name):
     one, other = both(name)
     for i, validated in enumerate(one["validated"]):
         assert_mean(validated, [one["own"][i], other["own"][i]])
 
 
-def test_checkpoints_hold_the_student_of_all_ranks(both, folder):
+def test_checkpoints(both, folder):
+    """They hold the student of all ranks."""
+
     def student(file: str) -> dict[str, Tensor]:
         state = torch.load(folder / file, weights_only=True)["state_dict"]
         return {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
@@ -228,8 +223,8 @@ def test_checkpoints_hold_the_student_of_all_ranks(both, folder):
     assert_mean(student("middle.ckpt"), [found["middle"][0] for found in both("holdout")])
 
 
-def test_the_student_learns_from_the_batches_of_both_ranks(both):
-    """Against plain torch: two networks, gradients averaged by hand, SGD and cosine written out."""
+def test_student_steps__plain_torch(both, tiny):
+    """Two networks, gradients averaged by hand, SGD and cosine written out."""
     ranks = both("main")
     teacher = tiny(ranks[0]["teacher"]).eval()
     twins = [tiny(found["start"][0]).train() for found in ranks]
@@ -240,39 +235,43 @@ def test_the_student_learns_from_the_batches_of_both_ranks(both):
         gradients = []
         for twin, images in zip(twins, batches, strict=True):
             assert len(images) == 8 / 2
-            wanted = F.softmax(teacher(images) / 20, dim=1)
+            target = F.softmax(teacher(images) / 20, dim=1)
             logs = F.log_softmax(twin(images) / 20, dim=1)
-            loss = (wanted * (wanted.log() - logs)).sum(1).mean() * 400
+            loss = (target * (target.log() - logs)).sum(1).mean() * 400
             gradients.append(torch.autograd.grad(loss, list(twin.parameters())))
         rate = 2e-3 if step < 4 else (2e-3 + 2e-4) / 2
-        for i, v in enumerate(velocity):
-            mean = (gradients[0][i] + gradients[1][i]) / 2
-            for twin in twins:
-                weight = list(twin.parameters())[i].data
-                if twin is twins[0]:
-                    v.mul_(0.9).add_(mean + 1e-4 * weight)
-                weight.sub_(rate * v)
+        weights = zip(*(twin.parameters() for twin in twins), strict=True)
+        for v, pair, grads in zip(velocity, weights, zip(*gradients, strict=True), strict=True):
+            v.mul_(0.9).add_(sum(grads) / 2 + 1e-4 * pair[0].data)
+            for weight in pair:
+                weight.data.sub_(rate * v)
         if step % 4 == 3:  # the end of an epoch
             states = [running(twin.state_dict()) for twin in twins]
-            for key in states[0]:
-                mean = (states[0][key] + states[1][key]) / 2
-                states[0][key].copy_(mean)
-                states[1][key].copy_(mean)
+            for tensors in zip(*(state.values() for state in states), strict=True):
+                mean = sum(tensors) / 2
+                for tensor in tensors:
+                    tensor.copy_(mean)
     for key, value in twins[0].state_dict().items():
         torch.testing.assert_close(ranks[0]["student"][key], value, rtol=1e-3, atol=1e-4)
 
 
-def test_rounds_are_shared_out_and_the_banks_have_no_image_in_common(both):
+def test_rounds__shared_out(both):
+    """Every rank has labels, noise, images and batches of its own."""
     one, other = both("main")
     assert [len(targets) for targets in one["targets"]] == [12, 12, 0, 12]
     assert [len(targets) for targets in other["targets"]] == [12, 0, 12, 0]
-    banks = [rows(found["bank"][0]) for found in (one, other)]
-    assert len(set(banks[0] + banks[1])) == len(banks[0] + banks[1]) == PLANNED
+    assert one["targets"][0].tolist() != other["targets"][0].tolist()
+    noise = [*one["noise"], *other["noise"]]
+    assert len(noise) == len({tuple(drawn.flatten().tolist()) for drawn in noise}) == 5
+    banks = [*rows(one["bank"][0]), *rows(other["bank"][0])]
+    assert len(set(banks)) == len(banks) == PLANNED
     assert one["results"]["images_banked"] == other["results"]["images_banked"] == PLANNED
+    for mine, yours in zip(one["batches"], other["batches"], strict=True):
+        assert not set(rows(mine)) & set(rows(yours))
 
 
 @pytest.mark.parametrize("name", ["main", "holdout", "initial"])
-def test_steps_are_counted_alike_though_not_every_rank_has_every_round(both, name):
+def test_steps__counted_alike(both, name):
     """Or a checkpoint would be due on one rank only, and wait there for the other."""
     one, other = both(name)
     made = [sum(len(targets) > 0 for targets in found["targets"]) for found in (one, other)]
@@ -282,17 +281,8 @@ def test_steps_are_counted_alike_though_not_every_rank_has_every_round(both, nam
     assert one["steps"] == other["steps"] == 4 * rounds + len(one["batches"])
 
 
-def test_labels_noise_and_batches_are_others_on_every_rank(both):
-    one, other = both("main")
-    assert one["targets"][0].tolist() != other["targets"][0].tolist()
-    drawn = one["noise"] + other["noise"]
-    assert len(drawn) == 5
-    assert len({tuple(noise.flatten().tolist()) for noise in drawn}) == 5
-    for mine, yours in zip(one["batches"], other["batches"], strict=True):
-        assert not set(rows(mine)) & set(rows(yours))
-
-
-def test_every_rank_keeps_its_own_generator(both):
+def test_generators(both):
+    """Every rank keeps its own."""
     one, other = both("main")
     for found in (one, other):
         assert_same(found["generator at first"], found["generator at start"])
@@ -301,7 +291,8 @@ def test_every_rank_keeps_its_own_generator(both):
         assert not torch.equal(one[moment][weight], other[moment][weight])
 
 
-def test_metrics_are_those_of_the_whole_evaluation_set(both):
+def test_results(both, answers):
+    """Of the whole evaluation set and of both banks."""
     one, other = both("main")
     assert one["results"] == other["results"]
     images, labels = evaluation_images()
@@ -310,30 +301,26 @@ def test_metrics_are_those_of_the_whole_evaluation_set(both):
     assert one["results"]["student_accuracy"] == share(student == labels)
     assert one["results"]["teacher_accuracy"] == share(teacher == labels)
     assert one["results"]["agreement"] == share(student == teacher)
-
-
-def test_figures_about_images_are_those_of_both_banks(both):
-    one, other = both("main")
     images, labels = (torch.cat([one["bank"][i], other["bank"][i]]) for i in (0, 1))
-    seen = answers(one["teacher"], images)
-    assert one["results"]["label_agreement"] == share(seen == labels)
+    assert one["results"]["label_agreement"] == share(answers(one["teacher"], images) == labels)
 
 
-def test_without_real_images_both_held_back_shares_judge(both):
-    one, other = both("holdout")
-    held, banked = (
-        [rows(found[kind][0]) for found in (one, other)] for kind in ("holdout", "bank")
-    )
+def test_holdout(both, answers):
+    """Without real images, both shares that were held back judge."""
+    ranks = both("holdout")
+    held, banked = ([rows(found[kind][0]) for found in ranks] for kind in ("holdout", "bank"))
     assert len({*held[0], *held[1], *banked[0], *banked[1]}) == PLANNED
     assert [len(held[0]), len(held[1])] == [9, 6]
-    images = torch.cat([one["holdout"][0], other["holdout"][0]])
-    agree = answers(one["student"], images) == answers(one["teacher"], images)
-    assert one["results"]["agreement"] == other["results"]["agreement"] == share(agree)
-    assert one["results"]["student_accuracy"] is None
-    assert one["results"]["images_banked"] == PLANNED - 9 - 6
+    images = torch.cat([found["holdout"][0] for found in ranks])
+    agree = answers(ranks[0]["student"], images) == answers(ranks[0]["teacher"], images)
+    for found in ranks:
+        assert found["results"]["agreement"] == share(agree)
+        assert found["results"]["student_accuracy"] is None
+        assert found["results"]["images_banked"] == PLANNED - 9 - 6
 
 
-def test_a_saved_bank_is_shared_out_and_stands_in_for_a_round(both, folder):
+def test_initial_bank(both, folder):
+    """It is shared out, and stands in for a round."""
     one, other = both("initial")
     saved = MemoryBank(7, (1, 8, 8))
     saved.add(*read_bank(folder / "bank.safetensors"))
@@ -344,29 +331,23 @@ def test_a_saved_bank_is_shared_out_and_stands_in_for_a_round(both, folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "error", "message", "banked"),
     [
-        ("sync_batchnorm", "trainer.sync_batchnorm=true"),
-        ("odd_batch", "plan.batch_size=7 cannot be divided evenly among 2 processes"),
+        ("sync_batchnorm", InputError, "sync_batchnorm", [0, 0]),
+        ("odd_batch", InputError, "batch_size", [0, 0]),
+        # Rank 1 alone has that round: rank 0 would wait for it forever.
+        ("broken", DivergenceError, "term 'bn' became nan at step 1 of round 2", [24, 12]),
     ],
 )
-def test_what_cannot_work_is_one_clear_sentence_on_every_rank(both, name, message):
-    for found in both(name):
-        assert found["error"] is InputError
+def test_errors(both, name, error, message, banked):
+    """The same on every rank."""
+    for found, images in zip(both(name), banked, strict=True):
+        assert found["error"] is error
         assert message in found["message"]
-        assert found["targets"] == []
+        assert len(found["bank"][0]) == images if images else found["targets"] == []
 
 
-def test_a_round_that_fails_on_one_rank_stops_all(both):
-    """Rank 1 alone has that round: rank 0 would wait for it for ever."""
-    one, other = both("broken")
-    for found in (one, other):
-        assert found["error"] is DivergenceError
-        assert "loss term 'bn' became nan at step 1 of round 2" in found["message"]
-    assert [len(found["bank"][0]) for found in (one, other)] == [24, 12]
-
-
-def test_supervised_training_measures_the_network_that_it_exports(both, folder):
+def test_supervised__export(both, folder, answers):
     one, other = both("supervised")
     weights, facts = read_weights(folder / "network.safetensors")
     images, labels = evaluation_images()
@@ -375,15 +356,13 @@ def test_supervised_training_measures_the_network_that_it_exports(both, folder):
     assert facts["measured"]["val/accuracy"] == right
 
 
-def test_supervised_training_uses_an_image_at_most_once_in_an_epoch(both):
-    one, other = both("supervised")
-    assert len(one["batches"]) == len(other["batches"]) == 2 * (37 // 8)
+def test_supervised__images_once_an_epoch(both):
+    ranks = both("supervised")
+    for found in ranks:
+        assert len(found["batches"]) == 2 * (37 // 8)
     for epoch in (slice(0, 4), slice(4, 8)):
         used = [
-            row
-            for found in (one, other)
-            for images in found["batches"][epoch]
-            for row in rows(images)
+            row for found in ranks for images in found["batches"][epoch] for row in rows(images)
         ]
         assert len(set(used)) == len(used) == 4 * 8
 
@@ -420,7 +399,7 @@ def assert_finished(folder: Path, code: int, out: str, err: str) -> dict[str, An
     return summary
 
 
-def test_train_py_on_two_devices_trains_a_missing_teacher_and_a_student(tmp_path):
+def test_train_py__missing_teacher(tmp_path):
     recipe = "model=supervised data=digits teacher=wrn16_1 plan.epochs=1"
     arguments = [*SHORT, "trainer.devices=2", f"teacher.trained_by='{recipe}'"]
     [done] = together([TRAIN, *arguments], cwd=tmp_path)
@@ -432,7 +411,7 @@ def test_train_py_on_two_devices_trains_a_missing_teacher_and_a_student(tmp_path
 @pytest.mark.slow
 @pytest.mark.usefixtures("teacher_file")
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_gloo", "ddp_bf16"])
-def test_every_strategy_runs_by_its_name(tmp_path, strategy):
+def test_train_py__strategies(tmp_path, strategy):
     arguments = [*SHORT, "trainer.devices=2", f"strategy={strategy}"]
     [done] = together([TRAIN, *arguments], cwd=tmp_path)
     assert_finished(tmp_path, *done)
@@ -440,7 +419,7 @@ def test_every_strategy_runs_by_its_name(tmp_path, strategy):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("teacher_file")
-def test_train_py_as_two_nodes_of_torchrun(tmp_path):
+def test_train_py__two_nodes(tmp_path):
     arguments, port = [*SHORT, "trainer.num_nodes=2"], free_port()
     nodes = [[*torchrun(node, port), TRAIN, *arguments] for node in (0, 1)]
     first, second = together(*nodes, cwd=tmp_path)
@@ -457,14 +436,14 @@ from lightning import Callback
 class BreakRankOne(Callback):
     def on_train_start(self, trainer, method):
         if trainer.global_rank == 1:
-            loss = method.statistics.loss
-            method.statistics.loss = lambda: loss() * torch.nan
+            criterion = method.synthesizer.criterion
+            criterion.batchnorm.register_forward_hook(lambda *given: given[-1] * torch.nan)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("teacher_file")
-def test_train_py_ends_with_one_sentence_when_one_rank_fails(tmp_path, monkeypatch):
+def test_train_py__error_of_one_rank(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text(BREAK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     arguments = [*SHORT, "trainer.devices=2"]

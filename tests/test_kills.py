@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="every run is a forked process")
-def test_a_killed_run_ends_bit_for_bit_like_one_that_nobody_killed(tmp_path):
+def test_killed_runs_end_bit_for_bit_alike(tmp_path):
     kills, seed = os.environ.get("KILLS", "20"), time.time_ns() % 1_000_000
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "kills.py"), kills, str(seed)],

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_library_example_runs(tmp_path, monkeypatch, capsys):
+def test_library_example(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     lines = [line for line in code.splitlines() if line.strip() and not line.startswith("#")]
     assert len(lines) <= 30
@@ -36,15 +36,17 @@ COMMANDS = sorted({command.strip() for command in FOUND if "--config-dir" not in
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_composes(command):
-    words = [word for word in shlex.split(command)[2:] if word not in ("-m", "--cfg", "job")]
+def test_commands__compose(command):
+    words = [
+        word for word in shlex.split(command)[2:] if word not in ("-m", "--cfg", "job", "--help")
+    ]
     if " -m " in command:  # the first job of the sweep
         words = [re.sub(r"=([^,]*),.*", r"=\1", word) for word in words]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         compose("train", overrides=words)
 
 
-def test_your_own_data_set_and_teacher(type_command, tmp_path, monkeypatch, request):
+def test_own_data_and_teacher(type_command, tmp_path, monkeypatch, request):
     """The section of that name, followed word by word (and a shorter plan)."""
     (command,) = [command for command in COMMANDS if "teacher=custom" in command]
     write_pictures(tmp_path / "pictures")
@@ -120,7 +122,7 @@ def write_weights(path):
     torch.save(net.state_dict(), path)
 
 
-def test_make_targets_are_there_and_described():
+def test_make_targets():
     told = subprocess.run(["make", "help"], cwd=ROOT, text=True, capture_output=True, check=True)
     for target in ("demo", "test", "test-slow", "check", "benchmark-digits"):
         assert re.search(rf"make {target} .*\w", told.stdout)
@@ -131,7 +133,7 @@ def test_make_targets_are_there_and_described():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_pictures_and_links_lead_somewhere():
+def test_links():
     for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
         path, _, anchor = link.partition("#")
         assert (ROOT / path).exists(), link
@@ -142,7 +144,7 @@ def test_pictures_and_links_lead_somewhere():
 
 
 @pytest.mark.slow
-def test_the_two_commands_in_a_fresh_clone(tmp_path):
+def test_fresh_clone(tmp_path):
     """`make demo` and `make test` as typed; needs the package index."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "clone")], check=True)
     for target in ("demo", "test"):

@@ -17,6 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
+from torch.optim import SGD
 
 from nayer_pl import (
     NAYER,
@@ -68,13 +69,13 @@ class Witness(Callback):
         }  # fmt: skip
 
     def note(self, moment: str, method: LightningModule) -> None:
-        self.seen[moment].append(copied(method.product.state_dict()))
+        self.seen[moment].append(copied(method.exported_classifier.state_dict()))
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         self.note("start", method)
         if isinstance(method, NAYER):
-            self.seen["generator at start"] = copied(method.generator.state_dict())
-            layer = method.conditioning.noisy_layer
+            self.seen["generator at start"] = copied(method.synthesizer.generator.state_dict())
+            layer = method.synthesizer.conditioning.noisy_layer
             layer.register_forward_pre_hook(lambda *_: self.keep_first(layer.weight))
 
     def on_train_batch_start(
@@ -111,8 +112,8 @@ class BreakRankOne(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, method: NAYER, item: Any, i: int) -> None:
         if trainer.global_rank == 1 and method.rounds == 1 and len(item.targets):
-            loss = method.statistics.loss
-            method.statistics.loss = lambda: loss() * torch.nan
+            criterion = method.synthesizer.criterion
+            criterion.batchnorm.register_forward_hook(lambda *given: given[-1] * torch.nan)
 
 
 def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -137,7 +138,8 @@ def distiller(**options: Any) -> NAYER:
     """The same teacher on both ranks; student and generator are born different."""
     return NAYER(
         classifier(0), classifier(10 + RANK), SHAPE, torch.randn(CLASSES, 5), noisy_features=16,
-        generator_steps=4, round_size=12, learning_rate=2e-3, check_teacher=False, **options,
+        generator_steps=4, round_size=12, check_teacher=False,
+        optimizer=partial(SGD, lr=2e-3, momentum=0.9, weight_decay=1e-4), **options,
     )  # fmt: skip
 
 
@@ -161,7 +163,7 @@ def run(
     )  # fmt: skip
     found = witness.seen
     if isinstance(method, NAYER):
-        found["generator at first"] = copied(method.generator.state_dict())
+        found["generator at first"] = copied(method.synthesizer.generator.state_dict())
     try:
         trainer.fit(method, datamodule=data)
     except NayerError as error:
@@ -174,10 +176,10 @@ def run(
     }  # fmt: skip
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     found["scale"] = None if scaler is None else scaler.get_scale()
-    found["student"] = copied(method.product.state_dict())
+    found["student"] = copied(method.exported_classifier.state_dict())
     if isinstance(method, NAYER):
-        found["teacher"] = method.teacher.state_dict()
-        found["generator"] = copied(method.generator.state_dict())
+        found["teacher"] = method.teacher.classifier.state_dict()
+        found["generator"] = copied(method.synthesizer.generator.state_dict())
     for kind in ("bank", "holdout"):
         kept = getattr(data, kind, None)
         found[kind] = None if kept is None else (kept.images, kept.labels)
@@ -210,7 +212,7 @@ def main(folder: Path) -> None:
 
     real = RealDataModule(OddSource(), batch_size=8, epochs=2, eval_batch_size=5)
     export = Export(folder / "network.safetensors", ["a", "b", "c"], SHAPE)
-    teacher = Supervised(classifier(20 + RANK), learning_rate=0.02)
+    teacher = Supervised(classifier(20 + RANK), optimizer=partial(SGD, lr=0.02, momentum=0.9))
     run(folder / "supervised", teacher, real, export)
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as in the tab
         load_teacher,
         save_classifier,
     )
-    from nayer_pl.runtime.precision import fastest_precision
+    from nayer_pl.runtime.numerics import fastest_precision
     from nayer_pl.synthesis import (
         DeepGenerator,
         EmbeddingFile,
@@ -82,7 +82,7 @@ PUBLIC = {
         "Classifier FrozenTeacher build_classifier create_model list_models load_classifier "
         "load_teacher save_classifier"
     ),
-    "runtime.precision": "fastest_precision",
+    "runtime.numerics": "fastest_precision",
     "synthesis": (
         "DeepGenerator EmbeddingFile Generator LabelText NoisyLayer OnlineSynthesizer "
         "RandomCropFlip RandomResizedPart RollFlip Synthesizer TextEncoder"

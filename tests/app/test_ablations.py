@@ -15,12 +15,12 @@ JOBS = {
 }  # fmt: skip
 
 
-def test_every_ablation_is_known_here():
+def test_all_ablations_are_known():
     assert {path.stem for path in (CONF / "ablation").glob("*.yaml")} == set(JOBS)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_the_jobs_of_an_ablation(name):
+def test_jobs(name):
     chosen = ["experiment=digits", f"ablation={name}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         sweep = compose("train", chosen, return_hydra_config=True).hydra.sweeper.params

@@ -1,7 +1,7 @@
 """A disk that becomes full in the middle of a run: the kernel refuses the rest of what is written.
 
-A limit on the size of files stands for it. It holds for every write of this process, whoever makes
-it, and like a full disk it takes the first bytes.
+A limit on the size of files stands in for it. It holds for every write of this process and, like a
+full disk, lets the first bytes pass.
 """
 
 import csv
@@ -19,23 +19,19 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from nayer_pl import InputError
-from nayer_pl.app.resume import damage
-from nayer_pl.callbacks import Curves, Export, SampleGrid
-from nayer_pl.callbacks.checkpoint import Checkpoints
-from nayer_pl.callbacks.metrics_file import MetricsFile, rows
+from nayer_pl.app.resume import find_corruption
+from nayer_pl.callbacks import Checkpoints, Curves, Export, SampleGrid
+from nayer_pl.callbacks.loggers import MetricsFile, rows
 
 resource = pytest.importorskip("resource")
 
+NAMES = ["a", "b", "c"]
 VALUES = st.dictionaries(st.sampled_from("abcd"), st.floats(-1, 1), min_size=1)
 
 
 @contextmanager
 def full_disk(room):
-    """No file of this process becomes longer than `room` bytes.
-
-    Nothing is printed in the meantime: pytest keeps that in a file, which would be full too. And it
-    ends before the test does, or pytest could not report on the test, if that goes into a file.
-    """
+    """No file of this process becomes longer than `room` bytes; pytest's own file neither."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
@@ -46,10 +42,7 @@ def full_disk(room):
 
 
 class FullDisk(Callback):
-    """Full from work item `first` until `last` begins; writes down which files there are.
-
-    `with disk.full:` around the run ends it also where the run fails.
-    """
+    """Full from work item `first` until `last` begins; records the files after every item."""
 
     def __init__(self, room, first, last, folder):
         self.room, self.items, self.folder = room, (first, last), folder
@@ -63,13 +56,29 @@ class FullDisk(Callback):
         self.count += 1
 
     def on_train_batch_end(self, *_):
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
         self.seen.append({path.relative_to(self.folder): path.stat().st_mtime_ns for path in files})
+
+
+class AtTheEnd(Callback):
+    """Calls a function when training is over, before the results are written."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def on_train_end(self, *_):
+        self.act()
+
+
+@contextmanager
+def full_at_the_end():
+    with ExitStack() as stack:
+        yield AtTheEnd(lambda: stack.enter_context(full_disk(100)))
 
 
 @pytest.fixture
 def run(tiny_method, tiny_data, fit, tmp_path):
-    """A run of its own networks, always the same ones, in the directory `name`."""
+    """A run of the same networks in the directory `name`."""
 
     def start(name, *callbacks, **options):
         torch.manual_seed(3)
@@ -91,7 +100,7 @@ def same(first, second):
 @pytest.mark.parametrize(
     ("room", "named"), [(100, "bank/bank-0-"), (5000, "checkpoints/next.ckpt")]
 )
-def test_a_run_goes_on_and_saves_when_there_is_room_again(run, tmp_path, caplog, room, named):
+def test_run__full_for_a_while(run, tmp_path, caplog, room, named):
     """Neither the bank's files nor checkpoints can be written, or checkpoints alone."""
     whole = run("whole")
     caplog.clear()
@@ -102,7 +111,7 @@ def test_a_run_goes_on_and_saves_when_there_is_room_again(run, tmp_path, caplog,
     assert same(method.state_dict(), whole.state_dict())
     assert (folder / "metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
 
-    # What had been saved stays, and nothing lies beside it.
+    # What had been saved stays, with nothing beside it.
     before, during, after = disk.seen[3], disk.seen[4:7], disk.seen[9]
     saved = {path: before[path] for path in before if path.name.endswith(".ckpt")}
     assert {path.name for path in saved} == {"last.ckpt", "previous.ckpt"}
@@ -111,28 +120,26 @@ def test_a_run_goes_on_and_saves_when_there_is_room_again(run, tmp_path, caplog,
         assert not [path for path in seen if path.suffix not in (".ckpt", ".safetensors", ".csv")]
     assert set(saved.values()).isdisjoint(after[path] for path in saved)
 
-    # It is said, with what still protects the run.
-    said = [record.getMessage() for record in caplog.records if "goes on" in record.getMessage()]
+    # Each warning names what still protects the run.
+    said = [text for text in caplog.messages if "continues" in text]
     assert len(said) == 4
-    assert [message for message in said if f"'{folder}/{named}" in message]
-    for message in said:
-        assert "File too large" in message
-        assert f"it could go on from '{folder}/checkpoints/last.ckpt'" in message
+    assert any(f"'{folder}/{named}" in text for text in said)
+    for text in said:
+        assert "File too large" in text
+        assert f"resumed from '{folder}/checkpoints/last.ckpt'" in text
 
-    # And it can be gone on with.
-    assert damage(folder / "checkpoints" / "last.ckpt") is None
-    again = run("run", ckpt_path=folder / "checkpoints" / "last.ckpt")
-    assert same(again.student.state_dict(), whole.student.state_dict())
+    last = folder / "checkpoints" / "last.ckpt"
+    assert find_corruption(last) is None
+    assert same(run("run", ckpt_path=last).student.state_dict(), whole.student.state_dict())
 
 
-def test_a_run_that_can_save_nothing_says_so_and_ends_well(run, tmp_path, caplog):
+def test_run__no_room_for_any_checkpoint(run, tmp_path, caplog):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("a file, where a folder should be")
-    whole = run("whole")
-    method = run("run")
+    whole, method = run("whole"), run("run")
     assert same(method.state_dict(), whole.state_dict())
     assert "next.ckpt' cannot be written" in caplog.text
-    assert "there is none to go on from" in caplog.text
+    assert "there is none to resume from" in caplog.text
 
 
 @given(
@@ -141,8 +148,8 @@ def test_a_run_that_can_save_nothing_says_so_and_ends_well(run, tmp_path, caplog
     ),
     room=st.integers(0, 9),
 )
-def test_metrics_lose_no_row(tmp_path_factory, moments, room):
-    """The end is the file of a disk that was never full; before, what is written is whole."""
+def test_metrics_file__loses_no_row(tmp_path_factory, moments, room):
+    """The end is the file of a disk that was never full; before, every written row is whole."""
     ours, theirs = (
         kind(tmp_path_factory.mktemp("rows"), name="", version="")
         for kind in (MetricsFile, CSVLogger)
@@ -166,86 +173,61 @@ def test_metrics_lose_no_row(tmp_path_factory, moments, room):
     assert os.listdir(ours.log_dir) == ["metrics.csv"]
 
 
-def test_metrics_say_once_that_they_wait(tmp_path, caplog):
+def test_metrics_file__one_warning(tmp_path, caplog):
     logger = MetricsFile(tmp_path, name="", version="")
-    for room in (3, 3, 100, 30):
+    for room in (3, 3, 100, 30):  # full, full, room again, full
         logger.log_metrics({"a": 1.0}, 0)
         with full_disk(room):
             logger.save()
-    path = logger.experiment.metrics_file_path
-    assert len(caplog.messages) == 2
-    for message in caplog.messages:
-        assert message.startswith(f"'{path}' cannot be written (File too large); its rows wait")
+    assert [text.count("metrics.csv' cannot be written") for text in caplog.messages] == [1, 1]
 
 
-class Until(Callback):
-    """Does something when training is over, before the results are written."""
-
-    def __init__(self, act):
-        self.act = act
-
-    def on_train_end(self, *_):
-        self.act()
-
-
-@contextmanager
-def full_at_the_end():
-    """A callback, for a disk that is full from the end of training on."""
-    with ExitStack() as stack:
-        yield Until(lambda: stack.enter_context(full_disk(100)))
-
-
-def test_pictures_are_left_out(run, tmp_path, caplog):
+def test_pictures__full(run, tmp_path, caplog):
     with full_at_the_end() as full:
         run(
-            "run", full, SampleGrid(tmp_path / "samples.png", ["a", "b", "c"]),
+            "run", full, SampleGrid(tmp_path / "samples.png", NAMES),
             Curves(tmp_path / "run" / "metrics.csv", tmp_path / "curves.png"),
         )  # fmt: skip
     for name in ("samples.png", "curves.png"):
-        assert (
-            f"'{tmp_path / name}' cannot be written (File too large); the run goes" in caplog.text
-        )
+        assert f"{name}' cannot be written (File too large)" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def export(path, **options):
-    return Export(path, ["a", "b", "c"], (1, 8, 8), **options)
-
-
-def test_without_room_for_the_student_the_run_stops_and_can_be_gone_on_with(run, tmp_path):
+def test_export__full(run, tmp_path):
+    """The run stops, keeps its checkpoint, and writes the student after a resume."""
     folder, product = tmp_path / "run", tmp_path / "elsewhere" / "student.safetensors"
     with (
         full_at_the_end() as full,
         pytest.raises(InputError, match=rf"'{product}' .*File too large.*resume=auto"),
     ):
-        run("run", full, export(product))
+        run("run", full, Export(product, NAMES, (1, 8, 8)))
     assert list(product.parent.iterdir()) == []
-    assert {path.name for path in folder.iterdir()} == {"bank", "checkpoints", "metrics.csv"}
     last = folder / "checkpoints" / "last.ckpt"
-    assert damage(last) is None
-    method = run("run", export(product), ckpt_path=last)
+    assert find_corruption(last) is None
+    method = run("run", Export(product, NAMES, (1, 8, 8)), ckpt_path=last)
     assert same(method.student.network.state_dict(), load_file(product))
 
 
-def test_a_student_that_cannot_be_written_where_it_should_is_in_the_runs_directory(run, tmp_path):
-    product = tmp_path / "elsewhere" / "student.safetensors"
+def test_export__folder_vanished(run, tmp_path):
+    """The student is in the run's directory instead."""
+    product, instead = tmp_path / "elsewhere/student.safetensors", tmp_path / "run"
 
-    def break_it():
+    def replace_folder():
         shutil.rmtree(product.parent)
         product.parent.write_text("a file, where the folder was")
 
-    instead = tmp_path / "run" / "student.safetensors"
-    with pytest.raises(InputError, match=rf"'{product}' cannot .*is in '{instead}' instead"):
-        run("run", Until(break_it), export(product))
-    method = run("whole")
-    assert same(method.student.network.state_dict(), load_file(instead))
+    with pytest.raises(InputError, match=rf"'{product}' cannot .*is in '{instead}"):
+        run("run", AtTheEnd(replace_folder), Export(product, NAMES, (1, 8, 8)))
+    student = run("whole").student.network.state_dict()
+    assert same(student, load_file(instead / "student.safetensors"))
 
 
-def test_a_folder_that_cannot_be_written_is_found_before_the_work(run, tmp_path):
+def test_export__folder_cannot_be_written(run, tmp_path):
+    """Found before any work."""
     (tmp_path / "file").write_text("")
-    began = []
-    watch = Until(lambda: began.append(True))
-    with pytest.raises(InputError, match=r"file' cannot be written .*export\.path=PATH"):
-        run("run", watch, export(tmp_path / "file" / "student.safetensors"))
-    assert not began
+    with pytest.raises(InputError, match="file' cannot be written"):
+        run(
+            "run", AtTheEnd(lambda: pytest.fail("trained")),
+            Export(tmp_path / "file" / "student.safetensors", NAMES, (1, 8, 8)),
+        )  # fmt: skip
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -19,8 +19,8 @@ MEETING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"
 
 
 @pytest.mark.parametrize("mode", [[], ["-m"]], ids=["run", "multirun"])
-def test_the_process_of_another_device_composes_the_same_job(type_command, tmp_path, mode):
-    """As Lightning starts it: sys.argv repeated, later, elsewhere; it must be this very job."""
+def test_isolated_job__child_process(type_command, tmp_path, mode):
+    """Lightning repeats sys.argv, later and elsewhere; it must compose this very job."""
     extra = tmp_path / "my conf" / "experiment"
     extra.mkdir(parents=True)
     (extra / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
@@ -46,18 +46,18 @@ def test_the_process_of_another_device_composes_the_same_job(type_command, tmp_p
     )  # fmt: skip
     ours, theirs = OmegaConf.to_container(jobs[-1], resolve=True), yaml.safe_load(child.stdout)
     assert Path(theirs["run_dir"]).name == ("1" if mode else Path(jobs[-1].run_dir).name)
-    # Only the first process of a job tells anybody which sweep it belongs to.
+    # Only the first process of a job needs to know its sweep.
     theirs["sweep"] = theirs["logger"]["wandb"]["group"] = ours["sweep"]
     assert theirs == ours
 
 
-def test_no_directory_for_the_run_is_one_sentence(type_command):
+def test_isolated_job__no_run_dir(type_command):
     status, printed = type_command(lambda cfg: pytest.fail("ran"), "run_dir=null")
     assert (status, printed.strip()) == (1, "error: run_dir must be a directory, not None.")
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_nothing_of_a_job_is_left_to_the_next(type_command, monkeypatch, tmp_path, failing):
+def test_isolated_job__leaves_nothing(type_command, monkeypatch, tmp_path, failing):
     monkeypatch.setenv("NODE_RANK", "3")  # of torchrun, say: stays
     for name in set(MEETING) - {"NODE_RANK"}:
         monkeypatch.delenv(name, raising=False)
@@ -82,7 +82,7 @@ def test_nothing_of_a_job_is_left_to_the_next(type_command, monkeypatch, tmp_pat
     assert torch.get_num_threads() == threads
 
 
-def test_a_group_that_was_there_before_stays(type_command, tmp_path):
+def test_isolated_job__keeps_process_group(type_command, tmp_path):
     store = dist.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -92,7 +92,7 @@ def test_a_group_that_was_there_before_stays(type_command, tmp_path):
         dist.destroy_process_group()
 
 
-def test_a_failed_job_ends_its_processes_and_is_not_ended_for_them(type_command):
+def test_isolated_job__failed(type_command):
     children = []
 
     def training(cfg):
@@ -110,7 +110,7 @@ def test_a_failed_job_ends_its_processes_and_is_not_ended_for_them(type_command)
     ]
 
 
-def test_a_complete_job_waits_for_its_processes(type_command, tmp_path):
+def test_isolated_job__complete(type_command, tmp_path):
     late = "import time; time.sleep(1); open('late', 'w')"
 
     def training(cfg):
@@ -121,7 +121,7 @@ def test_a_complete_job_waits_for_its_processes(type_command, tmp_path):
     assert (tmp_path / "late").exists()
 
 
-def test_an_objective_that_is_not_there_is_answered_with_those_that_are(type_command, monkeypatch):
+def test_objective(type_command, monkeypatch):
     with pytest.raises(InputError, match=r"no 'acuracy' .* choose objective= from accuracy, seed"):
         objective({"seed": 0, "accuracy": 0.5}, "acuracy")
     assert objective({"seed": 0, "accuracy": 0.5}, "accuracy") == 0.5

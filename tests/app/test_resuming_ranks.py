@@ -1,4 +1,4 @@
-"""Two processes that go on, alike or as another number: what resuming_ranks.py left behind."""
+"""Two processes that are resumed, as two or another number: the results of resuming_ranks.py."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from nayer_pl import build_classifier, save_classifier
-from nayer_pl.app.resume import damage
+from nayer_pl.app.resume import find_corruption
 
 ROOT = Path(__file__).resolve().parents[2]
 MOMENTS = "0", "4"  # between two rounds of the warm-up; between two steps of the student
@@ -24,7 +24,7 @@ IMAGES, UPDATES = 5 * 12, 2 * 4  # of two_ranks.PLAN
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What both ranks wrote down, by name of the run."""
+    """The results of both ranks, by name of the run."""
     pytest.importorskip("resource")
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as probe:
@@ -64,7 +64,7 @@ def assert_same(one, other):
     assert all(torch.equal(a, b) for a, b in zip(one["bank"], other["bank"], strict=True))
 
 
-def test_as_many_processes_end_bit_for_bit_like_a_run_that_nobody_interrupted(found):
+def test_resume__as_many_processes(found):
     for again, whole in zip(found("again"), found("whole"), strict=True):
         assert_same(again, whole)
         assert not again["said"]
@@ -81,27 +81,19 @@ def labeled(found, key):
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize(("name", "before", "now"), [("more", 1, 2), ("fewer", 2, 1)])
-def test_with_another_number_of_processes_nothing_is_lost(found, moment, name, before, now):
+def test_resume__other_number_of_processes(found, moment, name, before, now):
     ended, whole = (
         found(f"{name}_{moment}", now),
         found("alone" if before == 1 else "whole", before),
     )
-    # What each rank had made by then stands first in its bank at the end.
-    rounds = {
-        ("more", "0"): [1],
-        ("more", "4"): [4],
-        ("fewer", "0"): [1, 1],
-        ("fewer", "4"): [2, 2],
-    }
-    made = [
-        {"bank": tuple(part[: 12 * count] for part in rank["bank"])}
-        for rank, count in zip(whole, rounds[name, moment], strict=True)
-    ]
+    # The images that each rank had made by then are the first of its bank at the end.
+    rounds = {"0": 1, "4": 4 // before}[moment]
+    made = [{"bank": tuple(part[: 12 * rounds] for part in rank["bank"])} for rank in whole]
     there = labeled(made, "bank")
     assert labeled(ended, "first bank") == there
-    assert len(there) == sum(len(rank["first bank"][1]) for rank in ended)  # and nothing is twice
+    assert len(there) == sum(len(rank["first bank"][1]) for rank in ended)  # and none is twice
 
-    # The plan is fulfilled, no more and no less.
+    # The plan is completed exactly.
     assert there < labeled(ended, "bank")
     assert sum(len(rank["bank"][1]) for rank in ended) == IMAGES
     for rank in ended:
@@ -109,27 +101,28 @@ def test_with_another_number_of_processes_nothing_is_lost(found, moment, name, b
         assert rank["images"]["synthesis"] == IMAGES
         assert rank["images"]["distillation"] == whole[0]["images"]["distillation"]
 
-    # It is said, once.
+    # One warning.
     (message,) = [text for rank in ended for text in rank["said"]]
     assert f"had {before} processes and now has {now}: its {len(there)} banked images" in message
 
 
-def test_sigterm_to_one_process_ends_all_after_the_item_and_loses_nothing(found):
+def test_sigterm__one_process(found):
+    """All of them end after the item, and nothing is lost."""
     told = found("told")
     assert [rank["status"] for rank in told] == [143, 143]
     assert [rank["updates"] for rank in told] == [2, 2]
-    assert damage(found.folder / "told" / "checkpoints" / "last.ckpt") is None
+    assert find_corruption(found.folder / "told" / "checkpoints" / "last.ckpt") is None
     for again, whole in zip(found("told_again"), found("whole"), strict=True):
         assert_same(again, whole)
 
 
-def test_a_full_disk_of_one_process_stops_none(found):
+def test_full_disk__one_process(found):
     for full, whole in zip(found("full"), found("whole"), strict=True):
         assert_same(full, whole)
     (message,) = [text for rank in found("full") for text in rank["said"]]
     assert "/bank/bank-1-" in message
-    assert "there is none to go on from" in message
-    assert damage(found.folder / "full" / "checkpoints" / "last.ckpt") is None
+    assert "there is none to resume from" in message
+    assert find_corruption(found.folder / "full" / "checkpoints" / "last.ckpt") is None
     assert not list((found.folder / "full").rglob("*.part"))
 
 
@@ -146,7 +139,7 @@ SHORT = [
 
 @contextmanager
 def ended(process):
-    """Nothing that a process started stays after a test that failed."""
+    """End a process and what it started, also after a failure."""
     try:
         yield
     finally:
@@ -165,7 +158,7 @@ def wait_for(path, process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("everyone", [False, True], ids=["the first process", "all of them"])
-def test_train_py_on_two_devices_ends_with_143_and_goes_on(tmp_path, everyone):
+def test_train_py__sigterm_and_resume(tmp_path, everyone):
     torch.manual_seed(0)
     description = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 10, "channels": 1}
     save_classifier(tmp_path / "teacher.safetensors", build_classifier(description, [0.3], [0.4]))
@@ -185,7 +178,7 @@ def test_train_py_on_two_devices_ends_with_143_and_goes_on(tmp_path, everyone):
         said = (tmp_path / "said.txt").read_text()
         assert said.count("Ended by SIGTERM") == 1
         assert "Traceback" not in said
-        assert damage(tmp_path / "run" / "checkpoints" / "last.ckpt") is None
+        assert find_corruption(tmp_path / "run" / "checkpoints" / "last.ckpt") is None
         with pytest.raises(ProcessLookupError):  # nothing that it started is left
             os.killpg(process.pid, 0)
 

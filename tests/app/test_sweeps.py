@@ -1,10 +1,8 @@
-"""train.py -m: what Hydra's sweepers and launchers make of it."""
+"""`train.py -m` under Hydra's sweepers and launchers."""
 
 import json
-import math
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -20,7 +18,7 @@ from nayer_pl import DivergenceError, InputError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_every_job_of_a_sweep_has_its_recipe_and_its_directory(type_command):
+def test_jobs__recipes_and_directories(type_command):
     jobs = []
     status, _ = type_command(
         jobs.append, "-m", "model=nayer", "data=cifar10,tinyimagenet",
@@ -38,7 +36,7 @@ def test_every_job_of_a_sweep_has_its_recipe_and_its_directory(type_command):
     assert {cfg.sweep for cfg in jobs} == {sweep.name}
 
 
-def test_a_failing_job_does_not_take_the_others_with_it(type_command):
+def test_jobs__one_fails(type_command):
     jobs = []
 
     def training(cfg):
@@ -54,7 +52,7 @@ def test_a_failing_job_does_not_take_the_others_with_it(type_command):
     assert "error: job 1 of the sweep: This cannot work; do that." in after_the_last_job
 
 
-def test_ctrl_c_stops_the_whole_sweep(type_command):
+def test_jobs__ctrl_c(type_command):
     jobs = []
 
     def training(cfg):
@@ -67,36 +65,30 @@ def test_ctrl_c_stops_the_whole_sweep(type_command):
     assert printed.endswith("interrupted")
 
 
-def test_optuna_finds_the_best_and_survives_a_failing_trial(type_command):
+def test_optuna__failing_trial(type_command):
+    """The study goes through, and the same words continue it."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     trials = []
 
     def training(cfg):
-        trials.append((cfg.model.generator_lr, cfg.model.bn_weight))
-        if len(trials) in (2, 5):
+        trials.append(cfg.model.generator_lr)
+        if len(trials) == 2:
             raise DivergenceError("The loss became nan.")
-        return -abs(math.log(cfg.model.generator_lr / 4e-3))
+        return -trials[-1]
 
     study = ["hydra.sweeper.storage=sqlite:///s.db", "hydra.sweeper.study_name=digits"]
-    arguments = ["-m", "hparams_search=optuna", "hydra.sweeper.n_trials=6", *study]
-    status, printed = type_command(training, *arguments)
-    assert status == 0, printed
-    assert len(trials) == 6  # a batch of four and one of two
-    assert all(1e-3 <= rate <= 1.6e-2 and 0.5 <= bn <= 40 for rate, bn in trials)
-    complete = [rate for i, (rate, _) in enumerate(trials, 1) if i not in (2, 5)]
-    best = min(complete, key=lambda rate: max(rate / 4e-3, 4e-3 / rate))
-    (found,) = Path("multirun").glob("*/optimization_results.yaml")
-    assert yaml.safe_load(found.read_text())["best_params"]["model.generator_lr"] == best
-
-    # The same words continue the study: other draws, and all of them in the file.
-    status, printed = type_command(training, *arguments)
-    assert status == 0, printed
-    assert len(set(trials)) == 12
-    rows = sqlite3.connect("s.db").execute("SELECT state, COUNT(*) FROM trials GROUP BY state")
-    assert dict(rows) == {"COMPLETE": 10, "FAIL": 2}
+    for complete in (4, 8):  # a batch each
+        status, printed = type_command(
+            training, "-m", "hparams_search=optuna", "hydra.sweeper.n_trials=4", *study
+        )
+        assert status == 0, printed
+        assert len(trials) == complete
+    best = min(rate for i, rate in enumerate(trials) if i != 1)
+    *_, last = sorted(Path("multirun").glob("*/optimization_results.yaml"))
+    assert yaml.safe_load(last.read_text())["best_params"]["model.generator_lr"] == best
 
 
-def test_optuna_ends_with_one_sentence_where_every_trial_fails(type_command):
+def test_optuna__every_trial_fails(type_command):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     trials = []
 
@@ -112,7 +104,7 @@ def test_optuna_ends_with_one_sentence_where_every_trial_fails(type_command):
 
 
 @pytest.mark.parametrize(("launcher", "tasks"), [("local", 1), ("slurm", 4)])
-def test_submitit_asks_for_what_lightning_expects(config, launcher, tasks):
+def test_submitit__tasks(config, launcher, tasks):
     """Under SLURM a task per device; elsewhere Lightning starts the other processes itself."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     config()
@@ -192,7 +184,7 @@ def summaries(folder: Path) -> dict[str, dict[str, Any]]:
     ],
     ids=lambda words: words[0].partition("=")[2],
 )
-def test_jobs_of_two_devices_one_after_a_failing_one(scratch, launcher):
+def test_jobs__two_devices_one_fails(scratch, launcher):
     """The first diverges on both devices; the others, in the same process, must not notice."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
@@ -204,8 +196,8 @@ def test_jobs_of_two_devices_one_after_a_failing_one(scratch, launcher):
         )
         program.chmod(0o755)
     status, printed = run(
-        "-m", *SHORT, *launcher, "trainer.devices=2", "model.temperature=1",
-        "model.learning_rate=1e38,0.1,0.2", cwd=scratch,
+        "-m", *SHORT, *launcher, "trainer.devices=2", "model.student_loss.temperature=1",
+        "model.optimizer.lr=1e38,0.1,0.2", cwd=scratch,
         PATH=f"{scratch}/bin{os.pathsep}{os.environ['PATH']}",
     )  # fmt: skip
     assert status == 1, printed
@@ -220,7 +212,7 @@ def test_jobs_of_two_devices_one_after_a_failing_one(scratch, launcher):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "local"])
-def test_ctrl_c_ends_every_process_of_a_sweep(scratch, launcher):
+def test_jobs__ctrl_c_two_devices(scratch, launcher):
     endless = ["plan.epochs=100", "plan.kd_steps=1000", "logger=csv", "trainer.devices=2"]
     process = start("-m", *SHORT, *endless, f"hydra/launcher={launcher}", "seed=0,1", cwd=scratch)
     try:

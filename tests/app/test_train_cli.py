@@ -1,4 +1,4 @@
-"""train.py as a user types it, mostly in processes of their own."""
+"""train.py as a user types it."""
 
 import os
 import subprocess
@@ -20,21 +20,16 @@ def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.parametrize(
     ("mistake", "offered"),
-    [
-        ("data=cifar11", "cifar100"),
-        ("model=nayr", "supervised"),
-        ("teacher=resnet99", "wrn40_2"),
-        ("model.generator_stepz=3", "generator_stepz"),
-    ],
+    [("model=nayr", "supervised"), ("model.generator_stepz=3", "generator_stepz")],
 )
-def test_mistyped_options_are_answered_with_the_valid_ones(tmp_path, mistake, offered):
+def test_train_py__mistyped(tmp_path, mistake, offered):
     done = run(mistake, cwd=tmp_path)
     assert done.returncode != 0
     assert offered in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_bad_input_is_one_sentence_and_a_failing_exit(tmp_path):
+def test_train_py__missing_teacher(tmp_path):
     done = run("data=digits", "teacher=wrn16_1", "student=wrn16_1", cwd=tmp_path)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -51,7 +46,7 @@ def test_bad_input_is_one_sentence_and_a_failing_exit(tmp_path):
         ("hparams_search=optuna", "model.generator_lr"),
     ],
 )
-def test_a_sweep_without_m_is_refused(type_command, tmp_path, sweep, over):
+def test_check_start__sweep_without_m(type_command, tmp_path, sweep, over):
     if sweep.endswith("optuna"):
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     words = ["experiment=digits", sweep] if "experiment" not in sweep else [sweep]
@@ -62,7 +57,7 @@ def test_a_sweep_without_m_is_refused(type_command, tmp_path, sweep, over):
     assert not (tmp_path / "run").exists()
 
 
-def test_under_torchrun_all_processes_need_the_same_directory(type_command, monkeypatch):
+def test_check_start__torchrun(type_command, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     status, printed = type_command(lambda cfg: 0.5, "experiment=digits")
     assert status == 1
@@ -71,15 +66,7 @@ def test_under_torchrun_all_processes_need_the_same_directory(type_command, monk
     assert status == 0, printed
 
 
-def test_a_run_directory_that_cannot_be_made_is_one_sentence(type_command, tmp_path):
-    (tmp_path / "file").write_text("")
-    status, printed = type_command(None, "experiment=digits", f"run_dir={tmp_path}/file/run")
-    assert status == 1
-    assert "error: The run's directory" in printed
-    assert "Traceback" not in printed
-
-
-def test_the_main_job_shortened(tmp_path):
+def test_train_py__digits(tmp_path):
     """Teacher, label text, synthesis, distillation and W&B offline, without a login."""
     clean = {"WANDB_MODE": "", "WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": os.devnull}
     done = run(

@@ -1,102 +1,131 @@
-from collections import Counter, deque
+"""The bank against a list of everything that was ever added to it."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 from safetensors.torch import save_file
 
 from nayer_pl import InputError, MemoryBank, RandomCropFlip
 from nayer_pl.bank.bank import read_bank
 from nayer_pl.bank.files import BankFiles
 
-SHAPE = (1, 2, 2)
+SHAPE = (2, 1, 3)
+PIXELS = st.integers(0, 255)
 
 
-def numbered(first, count):
-    """Images that carry their own number, and the number as a label."""
-    numbers = torch.arange(first, first + count)
-    pixels = torch.stack([numbers % 256, numbers // 256 % 256], 1).repeat(1, 2)
-    return pixels.to(torch.uint8).view(-1, *SHAPE), numbers
+def batch(first, count, pixel=0):
+    """Images of which each pixel depends on the image's number, and labels that do not."""
+    values = torch.arange(first * 6, (first + count) * 6) * 7 + pixel
+    return (values % 256).to(torch.uint8).view(count, *SHAPE), torch.arange(count) % 3
 
 
-def number_of(image):
-    pixels = image.flatten().tolist()
-    assert pixels[:2] == pixels[2:]
-    return pixels[0] + 256 * pixels[1]
+def pairs(images, labels):
+    """[(pixels, label)] as plain values."""
+    return list(zip(images.flatten(1).tolist(), labels.tolist(), strict=True))
+
+
+class BankAgainstList(RuleBasedStateMachine):
+    """After any operations the bank holds the end of the list."""
+
+    @initialize(capacity=st.integers(1, 15))
+    def start(self, capacity):
+        # No image is white, so room that was not written to would show.
+        memory = torch.full((capacity, *SHAPE), 255, dtype=torch.uint8)
+        self.bank, self.everything = MemoryBank(capacity, SHAPE, memory=memory), []
+
+    @property
+    def held(self):
+        return self.everything[-self.bank.capacity :]
+
+    @rule(count=st.integers(0, 30), pixel=PIXELS, floats=st.booleans())
+    def add(self, count, pixel, floats):
+        images, labels = batch(len(self.everything), count, pixel)
+        self.bank.add(images / 255 if floats else images, labels)
+        self.everything += pairs(images, labels)
+        if len(self.everything) <= self.bank.capacity:
+            assert pairs(self.bank.images, self.bank.labels) == self.everything
+
+    @rule(count=st.integers(1, 3))
+    def add_wrong_shapes(self, count):
+        images, labels = batch(0, count)
+        wrong = [(images[:, :1], labels), (images[..., :2], labels), (images[0], labels),
+                 (images, labels[1:]), (images.long(), labels)]  # fmt: skip
+        for images, labels in wrong:
+            with pytest.raises(InputError):
+                self.bank.add(images, labels)
+
+    @precondition(lambda self: self.everything)
+    @rule(count=st.integers(0, 30), seed=st.integers(0, 5))
+    def sample(self, count, seed):
+        images, labels = self.bank.sample(count, torch.Generator().manual_seed(seed))
+        drawn = pairs(images, labels)
+        assert (len(drawn), images.dtype, labels.dtype) == (count, torch.uint8, torch.int64)
+        assert all(pair in self.held for pair in drawn)
+        again = self.bank.sample(count, torch.Generator().manual_seed(seed))
+        assert pairs(*again) == drawn
+
+    @rule(room=st.integers(1, 12), before=st.integers(0, 4))
+    def save_and_add_to_another(self, room, before):
+        other = MemoryBank(room, SHAPE)
+        there = batch(1000, before, 1)
+        other.add(*there)
+        with tempfile.TemporaryDirectory() as folder:
+            self.bank.save(Path(folder) / "bank.safetensors")
+            other.add(*read_bank(Path(folder) / "bank.safetensors"))
+        order = other.oldest_first()
+        expected = [*pairs(*there), *self.held][-room:]
+        assert pairs(other.images[order], other.labels[order]) == expected
+        assert other.num_added == before + len(self.held)
+
+    @invariant()
+    def holds_the_newest(self):
+        order = self.bank.oldest_first()
+        assert pairs(self.bank.images[order], self.bank.labels[order]) == self.held
+        assert sorted(order.tolist()) == list(range(len(self.bank)))
+        assert len(self.bank) == len(self.held)
+        assert self.bank.num_added == len(self.everything)
+        assert self.bank.nbytes == self.bank.capacity * (6 + 8)  # six pixels and a label
+        assert self.bank.image_shape == SHAPE
+
+
+BankAgainstList.TestCase.settings = settings(
+    max_examples=25, stateful_step_count=20, deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+TestBankAgainstList = BankAgainstList.TestCase
 
 
 def filled(capacity, count):
     bank = MemoryBank(capacity, SHAPE)
-    bank.add(*numbered(0, count))
+    bank.add(*batch(0, count))
     return bank
 
 
-@given(
-    capacity=st.integers(1, 12),
-    sizes=st.lists(st.integers(0, 30), max_size=12),
-    as_floats=st.booleans(),
-)
-def test_bank_holds_what_a_bounded_queue_holds(capacity, sizes, as_floats):
-    bank, model, total = MemoryBank(capacity, SHAPE), deque(maxlen=capacity), 0
-    for size in sizes:
-        images, labels = numbered(total, size)
-        bank.add(images / 255 if as_floats else images, labels)
-        model.extend(labels.tolist())
-        total += size
-        assert bank.added == total
-        assert len(bank) == len(model)
-        assert sorted(bank.labels.tolist()) == sorted(model)
-        assert [number_of(image) for image in bank.images] == bank.labels.tolist()
-        if total <= capacity:
-            assert bank.labels.tolist() == list(model)
-
-
-def test_views_have_the_types_of_the_bank():
-    bank = filled(5, 3)
-    assert bank.images.dtype == torch.uint8
-    assert bank.images.shape == (3, *SHAPE)
-    assert bank.labels.dtype == torch.int64
-    assert bank.image_shape == SHAPE
-    assert bank.device == torch.device("cpu")
-
-
-def test_memory_that_is_given_holds_the_images():
-    memory = torch.zeros(5, *SHAPE, dtype=torch.uint8)
-    bank = MemoryBank(5, SHAPE, memory=memory)
-    images, labels = numbered(7, 5)
-    bank.add(images, labels)
-    assert sorted(memory.flatten().tolist()) == sorted(images.flatten().tolist())
-    assert torch.equal(bank.images, images)
-    assert bank.nbytes == 5 * (4 + 8)  # bytes of four pixels and of a label
-
-
-@pytest.mark.parametrize("augmentation", [None, RandomCropFlip()])
-def test_drawn_images_have_their_channels_last_in_memory(augmentation):
-    bank = MemoryBank(8, (3, 4, 5))
-    bank.add(torch.rand(8, 3, 4, 5), torch.arange(8))
-    images, _ = bank.sample(6, augmentation=augmentation)
-    assert images.stride() == (60, 1, 15, 3)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_byte_survives_the_way_through_floats(dtype):
-    bank = MemoryBank(256, (1, 1, 1))
-    values = torch.arange(256, dtype=dtype).view(-1, 1, 1, 1)
-    bank.add(values / 255, torch.zeros(256, dtype=torch.long))
-    assert bank.images.flatten().tolist() == list(range(256))
-
-
-def test_floats_are_rounded_to_the_nearest_byte_and_cut_at_the_ends():
-    values = [0.0, 0.4 / 255, 0.6 / 255, 99.4 / 255, 99.6 / 255, 254.6 / 255, 1.0, -0.2, 1.3]
+def test_add__floats_to_bytes(dtype):
+    values = [*torch.arange(256, dtype=dtype) / 255,
+              *(v / 255 for v in (0.4, 0.6, 99.4, 99.6, 254.6)), -0.2, 1.3]  # fmt: skip
     bank = MemoryBank(len(values), (1, 1, 1))
-    bank.add(torch.tensor(values).view(-1, 1, 1, 1), torch.zeros(len(values), dtype=torch.long))
-    expected = np.clip(np.round(np.array(values) * 255), 0, 255).astype(int).tolist()
-    assert bank.images.flatten().tolist() == expected == [0, 0, 1, 99, 100, 255, 255, 0, 255]
+    images = torch.tensor(values, dtype=dtype).view(-1, 1, 1, 1)
+    bank.add(images, torch.zeros(len(values), dtype=torch.long))
+    expected = np.clip(np.round(np.array([float(v) for v in values]) * 255), 0, 255)
+    assert bank.images.flatten().tolist() == expected.tolist()
 
 
-def test_added_images_are_copied_and_left_alone():
+def test_add__copies():
     bank, images = MemoryBank(4, SHAPE), torch.rand(3, *SHAPE, requires_grad=True)
     before = images.detach().clone()
     bank.add(images, torch.arange(3))
@@ -106,132 +135,75 @@ def test_added_images_are_copied_and_left_alone():
     assert torch.equal(bank.images, kept)
 
 
+@pytest.mark.parametrize("augmentation", [None, RandomCropFlip()])
+def test_sample__channels_last(augmentation):
+    bank = MemoryBank(8, (3, 4, 5))
+    bank.add(torch.rand(8, 3, 4, 5), torch.arange(8))
+    images, _ = bank.sample(6, augmentation=augmentation)
+    assert images.stride() == (60, 1, 15, 3)
+
+
 @pytest.mark.parametrize(("capacity", "count"), [(10, 10), (10, 6), (6, 16)])
-def test_sampling_is_uniform(capacity, count):
-    bank = filled(capacity, count)
-    draws = 20_000
-    images, labels = bank.sample(draws, torch.Generator().manual_seed(0))
-    assert [number_of(image) for image in images[:200]] == labels[:200].tolist()
-    counts = Counter(labels.tolist())
+def test_sample__uniform(capacity, count):
+    bank, draws = MemoryBank(capacity, SHAPE), 20_000
+    bank.add(torch.rand(count, *SHAPE), torch.arange(count))
+    counts = Counter(bank.sample(draws, torch.Generator().manual_seed(0))[1].tolist())
     assert set(counts) == set(bank.labels.tolist())
     expected = draws / len(bank)
     assert sum((n - expected) ** 2 / expected for n in counts.values()) < 40  # p < 1e-5
 
 
-def test_sampling_gives_the_wanted_number_whatever_is_held():
-    images, labels = filled(4, 2).sample(50)
-    assert images.shape == (50, *SHAPE)
-    assert images.dtype == torch.uint8
-    assert labels.shape == (50,)
+def test_sample__augmentation():
+    """Any callable that takes images and the generator; banked images stay as they are."""
+    bank, rng = filled(20, 20), torch.Generator().manual_seed(0)
+    before, seen = bank.images.clone(), []
 
+    def negative(images, generator):
+        seen.append(generator)
+        return 255 - images
 
-def test_generator_decides_what_is_drawn():
-    bank = filled(50, 50)
-    one, same, other = (
-        bank.sample(30, torch.Generator().manual_seed(seed))[1].tolist() for seed in (1, 1, 2)
-    )
-    assert one == same
-    assert one != other
-
-
-def test_drawn_images_are_augmented_and_banked_ones_are_not():
-    bank = filled(20, 20)
-    before = bank.images.clone()
-    images, labels = bank.sample(
-        200, torch.Generator().manual_seed(0), RandomCropFlip(padding=0, flip=True)
-    )
-    plain = before[labels]
-    same = (images == plain).flatten(1).all(1)
-    assert (same | (images == plain.flip(3)).flatten(1).all(1)).all()
-    assert 60 < same.sum() < 140
-    assert images.dtype == torch.uint8
+    images, _ = bank.sample(200, rng, negative)
+    plain, _ = bank.sample(200, torch.Generator().manual_seed(0))
+    assert seen == [rng]
+    assert torch.equal(images, 255 - plain)
     assert torch.equal(bank.images, before)
 
 
-def test_empty_bank_cannot_be_sampled():
+def test_sample__empty_bank():
     with pytest.raises(InputError, match="empty"):
         MemoryBank(3, SHAPE).sample(1)
 
 
 @pytest.mark.parametrize("capacity", [0, -1])
-def test_bank_without_room_is_refused(capacity):
-    with pytest.raises(InputError, match=str(capacity)):
+def test_bank__no_capacity(capacity):
+    with pytest.raises(InputError, match=f"capacity .*{capacity}"):
         MemoryBank(capacity, SHAPE)
 
 
-@pytest.mark.parametrize(
-    ("images", "labels"), [((2, 1, 2, 3), 2), ((2, 3, 2, 2), 2), ((1, 2, 2), 1), ((2, 1, 2, 2), 3)]
-)
-def test_other_shapes_are_refused_and_nothing_is_added(images, labels):
-    bank = MemoryBank(5, SHAPE)
-    with pytest.raises(InputError, match="shape"):
-        bank.add(torch.rand(images), torch.zeros(labels, dtype=torch.long))
-    assert bank.added == 0
-
-
-@pytest.mark.parametrize("count", [0, 3, 5])
-def test_saved_bank_comes_back_in_order(tmp_path, count):
-    bank, copy = filled(5, count), MemoryBank(9, SHAPE)
-    bank.save(tmp_path / "bank.safetensors")
-    copy.add(*read_bank(str(tmp_path / "bank.safetensors")))
-    assert torch.equal(copy.images, bank.images)
-    assert torch.equal(copy.labels, bank.labels)
-    assert copy.added == count
-
-
-def test_full_bank_comes_back_whole(tmp_path):
-    bank, copy = filled(5, 13), MemoryBank(5, SHAPE)
-    bank.save(tmp_path / "bank.safetensors")
-    copy.add(*read_bank(tmp_path / "bank.safetensors"))
-    assert sorted(copy.labels.tolist()) == [8, 9, 10, 11, 12]
-    assert [number_of(image) for image in copy.images] == copy.labels.tolist()
-
-
-def test_saved_images_join_those_that_are_there(tmp_path):
-    filled(5, 3).save(tmp_path / "bank.safetensors")
-    bank = MemoryBank(9, SHAPE)
-    bank.add(*numbered(100, 2))
-    bank.add(*read_bank(tmp_path / "bank.safetensors"))
-    assert bank.labels.tolist() == [100, 101, 0, 1, 2]
-
-
-def test_a_runs_folder_is_all_that_its_bank_has_saved(tmp_path):
-    """Files of several ranks, and of several checkpoints; not those of the held-back images."""
+def test_read_bank__folder_of_a_run(tmp_path):
+    """Files of several ranks and checkpoints, but not those of the holdout."""
     banks = [MemoryBank(4, SHAPE), MemoryBank(20, SHAPE)]
-    segments = [BankFiles(tmp_path, f"bank-{rank}") for rank in range(2)]
+    files = [BankFiles(tmp_path, f"bank-{rank}") for rank in range(2)]
+    added = {0: [], 1: []}
     for turn in range(3):
         for rank, bank in enumerate(banks):
-            bank.add(*numbered(20 * rank + 3 * turn, 3))
-            segments[rank].save(bank)
+            images, labels = batch(20 * rank + 3 * turn, 3)
+            bank.add(images, labels)
+            files[rank].save(bank)
+            added[rank] += pairs(images, labels)
     BankFiles(tmp_path, "holdout-0").save(banks[0])
-    images, labels = read_bank(tmp_path)
-    assert labels.tolist() == [*range(9), *range(20, 29)]
-    assert [number_of(image) for image in images] == labels.tolist()
+    assert pairs(*read_bank(tmp_path)) == added[0] + added[1]
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a bank", None])
-def test_damaged_file_is_refused(tmp_path, damage):
+@pytest.mark.parametrize("damage", [b"", b"not a bank", "cut", "missing", "other"])
+def test_read_bank__damaged_file(tmp_path, damage):
     path = tmp_path / "bank.safetensors"
     filled(5, 3).save(path)
-    path.write_bytes(path.read_bytes()[:-7] if damage is None else damage)
-    bank = MemoryBank(5, SHAPE)
-    with pytest.raises(InputError, match=r"bank\.safetensors"):
-        bank.add(*read_bank(path))
-    assert len(bank) == 0
-
-
-def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.safetensors"):
-        MemoryBank(5, SHAPE).add(*read_bank(tmp_path / "nowhere.safetensors"))
-
-
-def test_file_of_something_else_is_refused(tmp_path):
-    save_file({"weight": torch.zeros(2)}, tmp_path / "net.safetensors")
-    with pytest.raises(InputError, match="not a saved memory bank"):
-        MemoryBank(5, SHAPE).add(*read_bank(tmp_path / "net.safetensors"))
-
-
-def test_saved_images_of_another_shape_are_refused(tmp_path):
-    filled(5, 3).save(tmp_path / "bank.safetensors")
-    with pytest.raises(InputError, match="shape"):
-        MemoryBank(5, (3, 2, 2)).add(*read_bank(tmp_path / "bank.safetensors"))
+    if damage == "missing":
+        path.unlink()
+    elif damage == "other":
+        save_file({"weight": torch.zeros(2)}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-7] if damage == "cut" else damage)
+    with pytest.raises(InputError, match=r"bank\.safetensors' is not a saved memory bank"):
+        read_bank(path)

@@ -56,20 +56,20 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 
 @linux
 @pytest.mark.parametrize(
-    ("wanted", "host", "file"),
+    ("place", "host", "file"),
     [(None, 2 * SIZE, False), (None, 2 * SIZE - 1, True), ("cpu", 2 * SIZE, False),
      ("cpu", 2 * SIZE - 1, True), ("disk", 10**12, True)],
 )  # fmt: skip
-def test_a_bank_of_more_than_half_of_the_memory_becomes_a_file(room, tmp_path, wanted, host, file):
+def test_allocate__file_beyond_half_of_the_memory(room, tmp_path, place, host, file):
     room(host=host)
-    tensor = allocate(SHAPE, CPU, wanted, tmp_path)
+    tensor = allocate(SHAPE, CPU, place, tmp_path)
     assert tensor.shape == SHAPE
     assert tensor.dtype == torch.uint8
     assert tensor.is_contiguous()
     assert is_file(tensor) == file
 
 
-def test_values_in_a_file_survive_and_nothing_is_left_on_disk(room, tmp_path):
+def test_allocate__file_without_a_name(room, tmp_path):
     first, second = (allocate((50, 3, 64, 64), CPU, "disk", tmp_path / "run") for _ in range(2))
     assert os.listdir(tmp_path / "run") == []
     values = torch.randint(256, first.shape, dtype=torch.uint8)
@@ -79,7 +79,7 @@ def test_values_in_a_file_survive_and_nothing_is_left_on_disk(room, tmp_path):
     assert (second == 7).all()
 
 
-def test_a_file_that_cannot_be_mapped_is_not_left_either(tmp_path, monkeypatch):
+def test_allocate__file_that_cannot_be_mapped(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("unable to mmap")
 
@@ -90,9 +90,7 @@ def test_a_file_that_cannot_be_mapped_is_not_left_either(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="not on this system")
-def test_a_disk_that_fills_up_meanwhile_is_an_error_and_not_the_end_of_the_process(
-    tmp_path, monkeypatch
-):
+def test_allocate__disk_filled_meanwhile(tmp_path, monkeypatch):
     def full(handle, start, size):
         assert (start, size) == (0, SIZE)
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -103,22 +101,22 @@ def test_a_disk_that_fills_up_meanwhile_is_an_error_and_not_the_end_of_the_proce
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_that_is_too_large_is_refused_with_the_capacity_that_is_not(room, tmp_path):
+def test_allocate__largest_capacity_on_disk(room, tmp_path):
     room(host=SIZE, disk=650)
     with pytest.raises(InputError) as error:
         allocate(SHAPE, CPU, None, tmp_path)
     message = str(error.value)
     assert "\n" not in message
     assert f"too large for host memory (0.00 GB are free), the disk of '{tmp_path}'" in message
-    fits = int(re.search(r"bank\.capacity to at most (\d+) images", message).group(1))
+    fits = int(re.search(r"set capacity to at most (\d+) images", message).group(1))
     assert os.listdir(tmp_path) == []
     assert allocate((fits, *SHAPE[1:]), CPU, "disk", tmp_path).shape[0] == fits
-    with pytest.raises(InputError, match=r"bank\.capacity"):
+    with pytest.raises(InputError, match="set capacity"):
         allocate((fits + 1, *SHAPE[1:]), CPU, "disk", tmp_path)
 
 
 @linux
-def test_processes_share_what_is_free(room, tmp_path):
+def test_allocate__several_processes(room, tmp_path):
     room(host=6 * SIZE, disk=8 * SIZE)
     assert not is_file(allocate(SHAPE, CPU, None, tmp_path, processes=3))
     room(host=6 * SIZE - 1, disk=8 * SIZE)
@@ -128,7 +126,7 @@ def test_processes_share_what_is_free(room, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "host", "expected"),
+    ("place", "device", "host", "expected"),
     [
         (None, 2 * SIZE, 0, (GPU, False)),
         ("cuda", 2 * SIZE, 0, (GPU, False)),
@@ -140,16 +138,14 @@ def test_processes_share_what_is_free(room, tmp_path):
         ("disk", 10**12, 10**12, None),
     ],
 )
-def test_beside_a_gpu_the_places_are_tried_in_order(
-    room, asked, tmp_path, wanted, device, host, expected
-):
+def test_allocate__order_of_places_with_a_gpu(room, asked, tmp_path, place, device, host, expected):
     room(device=device, host=host)
-    allocate(SHAPE, GPU, wanted, tmp_path)
+    allocate(SHAPE, GPU, place, tmp_path)
     assert asked == ([expected] if expected else [])
 
 
 @pytest.mark.parametrize(
-    ("wanted", "free", "said"),
+    ("place", "free", "said"),
     [
         (None, {}, None),
         ("cpu", {"device": 0}, None),
@@ -160,28 +156,30 @@ def test_beside_a_gpu_the_places_are_tried_in_order(
         ("cpu", {"host": 5 * 10**9}, ["a file in", "host memory (5.00 GB"]),
     ],
 )  # fmt: skip
-def test_another_place_than_the_expected_one_is_said_once(
-    room, monkeypatch, caplog, tmp_path, wanted, free, said
+def test_allocate__warning_about_another_place(
+    room, monkeypatch, caplog, tmp_path, place, free, said
 ):
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
     room(**free)
-    allocate((1000, 3, 1000, 1000), GPU, wanted, tmp_path)
+    allocate((1000, 3, 1000, 1000), GPU, place, tmp_path)
     assert len(caplog.records) == (0 if said is None else 1)
     for part in said or []:
         assert part in caplog.text
 
 
-@pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "ram", ""])
-def test_a_place_that_is_not_there_is_refused(tmp_path, wanted):
-    with pytest.raises(InputError, match=f"bank.device={wanted} "):
-        allocate(SHAPE, CPU, wanted, tmp_path)
+@pytest.mark.parametrize("place", ["cuda", "cuda:0", "ram", ""])
+def test_allocate__missing_place(tmp_path, place):
+    with pytest.raises(
+        InputError, match="device=cuda needs" if place == "cuda" else "^place must be"
+    ):
+        allocate(SHAPE, CPU, place, tmp_path)
 
 
 @linux
-def test_free_memory_lies_between_the_unused_and_all_there_is():
+def test_free_host_memory__bounds():
     page = os.sysconf("SC_PAGE_SIZE")
     free = placement.free_host_memory()
-    limit = placement._left_in_container()
+    limit = placement._container_free()
     assert free <= min(limit, page * os.sysconf("SC_PHYS_PAGES"))
     assert free >= min(limit, page * os.sysconf("SC_AVPHYS_PAGES") // 2)
     assert placement.free_device_memory(torch.device("mps")) > 0
@@ -198,7 +196,7 @@ def test_free_memory_lies_between_the_unused_and_all_there_is():
         ({"job": "8192"}, "4:memory:/job\n0::/", sys.maxsize),
     ],
 )
-def test_the_tightest_limit_of_a_container_holds(tmp_path, limits, own, expected):
+def test_container_free__tightest_limit(tmp_path, limits, own, expected):
     for folder, limit in limits.items():
         (tmp_path / "groups" / folder).mkdir(parents=True, exist_ok=True)
         group = tmp_path / "groups" / folder
@@ -206,11 +204,11 @@ def test_the_tightest_limit_of_a_container_holds(tmp_path, limits, own, expected
         (group / "memory.current").write_text("1000\n")
         (group / "memory.stat").write_text("anon 700\ninactive_file 300\n")
     (tmp_path / "own").write_text(own + "\n")
-    assert placement._left_in_container(tmp_path / "own", tmp_path / "groups") == expected
+    assert placement._container_free(tmp_path / "own", tmp_path / "groups") == expected
 
 
 @pytest.mark.parametrize(("device", "host"), [("disk", 10**12), (None, 100)])
-def test_a_run_with_its_bank_in_a_file_ends_as_one_in_memory(
+def test_run__bank_in_a_file_or_in_memory(
     room, tiny_method, tiny_data, fit, tmp_path, device, host
 ):
     results = {}

@@ -17,7 +17,7 @@ class Learner(LightningModule):
         self.steps = 0
 
     @property
-    def product(self):
+    def exported_classifier(self):
         return self.classifier
 
     def training_step(self, batch, _):
@@ -41,18 +41,13 @@ def loader():
 
 def trainer(path, tmp_path, **options):
     return Trainer(
-        accelerator="cpu",
-        max_epochs=2,
+        accelerator="cpu", max_epochs=2, logger=False, default_root_dir=tmp_path,
         callbacks=[Export(path, ("a", "b", "c"), (1, 8, 8), **options)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
 
 
-def test_file_is_what_was_trained_and_what_was_measured(tmp_path):
+def test_export__content(tmp_path):
     path, module = tmp_path / "new" / "student.safetensors", Learner()
     trainer(path, tmp_path).fit(module, loader(), loader())
     classifier, facts = load_classifier(path)
@@ -63,33 +58,28 @@ def test_file_is_what_was_trained_and_what_was_measured(tmp_path):
     assert facts["measured"] == {"val/accuracy": 0.625}
 
 
-def test_existing_file_is_refused_before_any_work_and_kept(tmp_path):
+def test_export__existing_file(tmp_path):
     path, module = tmp_path / "student.safetensors", Learner()
     path.write_bytes(b"weights of last week")
     with pytest.raises(InputError, match=r"export\.path=") as caught:
         trainer(path, tmp_path).fit(module, loader(), loader())
     assert str(path) in str(caught.value)
     assert module.steps == 0
-    assert path.read_bytes() == b"weights of last week"
-
-
-def test_validating_alone_neither_refuses_nor_writes(tmp_path):
-    path = tmp_path / "student.safetensors"
-    path.write_bytes(b"weights of last week")
+    # Validation alone neither refuses nor writes.
     trainer(path, tmp_path).validate(Learner(), loader(), verbose=False)
     assert path.read_bytes() == b"weights of last week"
 
 
+@pytest.fixture
 def recorded(tmp_path):
-    """A run that was killed after it had written its file."""
+    """The file and the record of a run that was killed after it had written both."""
     path, record = tmp_path / "student.safetensors", tmp_path / "run" / "exported"
-    module = Learner()
-    trainer(path, tmp_path, record=record).fit(module, loader(), loader())
+    trainer(path, tmp_path, record=record).fit(Learner(), loader(), loader())
     return path, record
 
 
-def test_a_run_that_goes_on_replaces_its_own_file(tmp_path):
-    path, record = recorded(tmp_path)
+def test_export__resumed(recorded, tmp_path):
+    path, record = recorded
     module = Learner()
     trainer(path, tmp_path, record=record).fit(module, loader(), loader())
     classifier, _ = load_classifier(path)
@@ -98,8 +88,8 @@ def test_a_run_that_goes_on_replaces_its_own_file(tmp_path):
 
 
 @pytest.mark.parametrize("others", [True, False], ids=["written by others since", "no record"])
-def test_a_run_that_goes_on_replaces_no_other(tmp_path, others):
-    path, record = recorded(tmp_path)
+def test_export__resumed_but_not_own_file(recorded, tmp_path, others):
+    path, record = recorded
     if others:
         save_classifier(path, build_classifier(WRN, (0.2,), (0.4,)))
     else:

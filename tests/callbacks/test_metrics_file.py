@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
 
-from nayer_pl.callbacks.metrics_file import MetricsFile, restore_rows, rows
+from nayer_pl.callbacks.loggers import MetricsFile, restore_rows, rows
 
 VALUES = st.dictionaries(st.sampled_from("abcd"), st.floats(-1, 1), min_size=1)
 
@@ -12,8 +12,8 @@ def opened(kind, folder):
 
 
 @given(moments=st.lists(st.tuples(VALUES, st.booleans()), min_size=1, max_size=8))
-def test_on_a_disk_with_room_it_is_lightnings_file(tmp_path_factory, moments):
-    """Logged and saved alike; and what a checkpoint would hold is the same all along."""
+def test_file__as_lightnings(tmp_path_factory, moments):
+    """Logged and saved alike; and the rows for a checkpoint are the same at every moment."""
     ours = opened(MetricsFile, tmp_path_factory.mktemp("ours"))
     theirs = opened(CSVLogger, tmp_path_factory.mktemp("theirs"))
     for step, (values, save) in enumerate(moments):
@@ -32,7 +32,7 @@ def content(logger):
         return file.read()
 
 
-def test_what_a_checkpoint_holds_is_gone_on_with(tmp_path):
+def test_restore_rows(tmp_path):
     first = opened(MetricsFile, tmp_path / "first")
     first.log_metrics({"a": 0.1}, 0)
     kept = rows(first)

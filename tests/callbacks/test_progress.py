@@ -26,11 +26,11 @@ def epochs(text):
 
 
 def lines_of(text):
-    """What is left on a screen whose lines were drawn over."""
+    """The lines on a screen at the end."""
     return [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
 
 
-def test_a_log_file_gets_a_line_for_every_epoch(shown):
+def test_log_file__line_per_epoch(shown):
     text = shown(PhaseProgressBar())  # what is captured is no terminal
     assert "\r" not in text
     warm_up, first, last = epochs(text)
@@ -40,7 +40,7 @@ def test_a_log_file_gets_a_line_for_every_epoch(shown):
     assert re.fullmatch(line.format(3), last)
 
 
-def test_a_log_file_hears_of_a_long_epoch_on_the_way(shown, monkeypatch):
+def test_log_file__line_per_minute(shown, monkeypatch):
     monkeypatch.setattr(progress, "MINUTE", 0.0)
     found = [line.partition(":")[0] for line in epochs(shown(PhaseProgressBar()))]
     steps = ["synthesis 1/4", "distillation 2/4", "distillation 3/4", "distillation 4/4"]
@@ -48,7 +48,7 @@ def test_a_log_file_hears_of_a_long_epoch_on_the_way(shown, monkeypatch):
     assert [line for line in found if " done" not in line][:6] == wanted
 
 
-def test_a_terminal_draws_a_bar_for_every_epoch_accuracy_first(shown):
+def test_terminal__bar_per_epoch(shown):
     drawn = re.split("[\r\n]", shown(PhaseProgressBar(terminal=True)))
     bars = {bar[:9]: bar for bar in drawn if re.match(r"Epoch ./3", bar)}  # the last of each
     phases = [bar.partition(" |")[0].rstrip() for bar in bars.values()]
@@ -57,7 +57,7 @@ def test_a_terminal_draws_a_bar_for_every_epoch_accuracy_first(shown):
     assert [bool(re.search(line, bar)) for bar in bars.values()] == [False, True, True]
 
 
-def test_what_is_printed_after_an_error_does_not_stick_to_the_bar(shown):
+def test_terminal__after_error(shown):
     class Fails(Callback):
         def on_train_batch_end(self, trainer, *args):
             if trainer.current_epoch == 1:

@@ -9,8 +9,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nayer_pl.bank.plan import DistillationBatch, SynthesisRound
 from nayer_pl.callbacks import PhaseTimer
-from nayer_pl.callbacks import timer as timer_module
+from nayer_pl.callbacks import progress as timer_module
 
+QUIET = dict.fromkeys(
+    ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+)
 MODULE = SimpleNamespace(device=torch.device("cpu"))
 
 
@@ -44,37 +47,21 @@ def run_items(timer, clock, items):
         clock.now += working
 
 
-def test_seconds_and_images_go_to_their_phase(clock):
+def test_seconds_and_images__of_each_phase(clock):
+    """Fetching an item belongs to its phase, also the first; the time between epochs to none."""
     timer = PhaseTimer()
-    timer.on_train_epoch_start(None, MODULE)
-    rounds = [(synthesis(40), 0, 5), (synthesis(40), 0, 7)]
-    batches = [(distillation(16), 0, 2), (distillation(16), 1, 2), (distillation(8), 1, 2)]
-    run_items(timer, clock, rounds + batches)
-    timer.on_train_epoch_end(None, MODULE)
-    assert timer.seconds == {"synthesis": 12, "distillation": 8, "training": 0}
-    assert timer.images == {"synthesis": 80, "distillation": 40, "training": 0}
-
-
-def test_fetching_the_first_item_belongs_to_its_phase(clock):
-    timer = PhaseTimer()
-    timer.on_train_epoch_start(None, MODULE)
-    run_items(timer, clock, [(distillation(4), 3, 2)])
-    timer.on_train_epoch_end(None, MODULE)
-    assert timer.seconds["distillation"] == 5
-
-
-def test_epochs_add_up_and_what_lies_between_them_is_left_out(clock):
-    timer = PhaseTimer()
-    for _ in range(3):
+    for _ in range(2):
         timer.on_train_epoch_start(None, MODULE)
-        run_items(timer, clock, [(synthesis(10), 0, 4), (distillation(6), 0, 1)])
+        rounds = [(synthesis(40), 3, 5), (synthesis(40), 0, 7)]
+        batches = [(distillation(16), 0, 2), (distillation(16), 1, 2), (distillation(8), 1, 2)]
+        run_items(timer, clock, rounds + batches)
         timer.on_train_epoch_end(None, MODULE)
         clock.now += 50
-    assert timer.seconds == {"synthesis": 12, "distillation": 3, "training": 0}
-    assert timer.images == {"synthesis": 30, "distillation": 18, "training": 0}
+    assert timer.seconds == {"synthesis": 30, "distillation": 16, "training": 0}
+    assert timer.images == {"synthesis": 160, "distillation": 80, "training": 0}
 
 
-def test_ordinary_batches_are_training(clock):
+def test_seconds_and_images__ordinary_batches(clock):
     timer = PhaseTimer()
     timer.on_train_epoch_start(None, MODULE)
     run_items(timer, clock, [([torch.zeros(7, 1), torch.zeros(7)], 0, 2)])
@@ -102,19 +89,12 @@ class Slow(LightningModule):
 
 
 @pytest.mark.parametrize("interval", [1.0, 0.5])
-def test_validation_is_in_no_phase(clock, tmp_path, interval):
+def test_seconds__validation_excluded(clock, tmp_path, interval):
     timer = PhaseTimer()
     trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        callbacks=[timer],
-        val_check_interval=interval,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+        accelerator="cpu", max_epochs=2, callbacks=[timer], val_check_interval=interval,
+        logger=False, default_root_dir=tmp_path, **QUIET,
+    )  # fmt: skip
     loader = DataLoader(TensorDataset(torch.zeros(8, 1), torch.zeros(8)), batch_size=2)
     trainer.fit(Slow(clock), loader, loader)
     assert timer.images["training"] == 16
@@ -144,39 +124,33 @@ class Counted(Slow):
         return super().training_step(batch, _)
 
 
-def fit_with_rows(method, clock, tmp_path, epochs, timer=None, ckpt_path=None):
+def fit_with_rows(method, tmp_path, epochs, ckpt_path=None):
     logger = Rows()
     trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=[timer or PhaseTimer()],
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+        accelerator="cpu", max_epochs=epochs, callbacks=[PhaseTimer()], logger=logger,
+        default_root_dir=tmp_path, **QUIET,
+    )  # fmt: skip
     loader = DataLoader(TensorDataset(torch.zeros(8, 1), torch.zeros(8)), batch_size=2)
     trainer.fit(method, loader, loader, ckpt_path=ckpt_path)
     return trainer, logger.rows
 
 
-def test_every_evaluation_is_logged_with_what_it_cost(clock, tmp_path):
-    _, rows = fit_with_rows(Counted(clock), clock, tmp_path, epochs=2)
+def test_logged_after_evaluation(clock, tmp_path):
+    _, rows = fit_with_rows(Counted(clock), tmp_path, epochs=2)
     assert rows == [
         (8, {"time/training": 12, "synthesis/steps": 20, "student_updates": 8}),
         (16, {"time/training": 24, "synthesis/steps": 40, "student_updates": 16}),
     ]
 
 
-def test_a_module_that_does_not_count_is_logged_against_its_steps(clock, tmp_path):
-    _, rows = fit_with_rows(Slow(clock), clock, tmp_path, epochs=1)
+def test_logged_after_evaluation__global_step(clock, tmp_path):
+    _, rows = fit_with_rows(Slow(clock), tmp_path, epochs=1)
     assert rows == [(4, {"time/training": 12, "student_updates": 4})]
 
 
-def test_a_resumed_run_counts_on(clock, tmp_path):
-    trainer, _ = fit_with_rows(Slow(clock), clock, tmp_path, epochs=1)
+def test_resumed(clock, tmp_path):
+    trainer, _ = fit_with_rows(Slow(clock), tmp_path, epochs=1)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     clock.now += 5000
-    _, rows = fit_with_rows(Slow(clock), clock, tmp_path, 2, ckpt_path=tmp_path / "one.ckpt")
+    _, rows = fit_with_rows(Slow(clock), tmp_path, 2, ckpt_path=tmp_path / "one.ckpt")
     assert rows == [(8, {"time/training": 24, "student_updates": 8})]

@@ -6,15 +6,15 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 from torch import nn
 
-from nayer_pl import InputError, RealDataModule
+from nayer_pl import InputError, RealDataModule, SteppedDataModule
 from nayer_pl.data import ImageSet, ImageStream
-from nayer_pl.data.pictures import Decoder
+from nayer_pl.data.decoding import Decoder
 
 COUNTS = {"train": 53, "evaluation": 31}
 
 
 class Numbered:
-    """Image i of a split is filled with the value i, and has the label i; notes what is opened."""
+    """Image i of a split is filled with the value i, and has label i; records what is opened."""
 
     def __init__(self, start=0):
         self.start, self.opened = start, []
@@ -53,15 +53,9 @@ class Witness(LightningModule):
 
 def trainer(tmp_path, **options):
     return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=tmp_path,
-        **options,
-    )
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path, **options,
+    )  # fmt: skip
 
 
 def fit(data, tmp_path, epochs=3):
@@ -74,7 +68,7 @@ def seen(batches):
     return torch.cat([labels for _, labels in batches]).tolist()
 
 
-def test_every_training_image_is_seen_at_most_once_an_epoch(tmp_path):
+def test_train__images_once_an_epoch(tmp_path):
     epochs = fit(RealDataModule(Numbered(), batch_size=8), tmp_path).epochs
     orders = [seen(batches) for batches in epochs]
     assert len(orders) == 3
@@ -86,13 +80,13 @@ def test_every_training_image_is_seen_at_most_once_an_epoch(tmp_path):
     assert orders[0] != orders[1] != orders[2]
 
 
-def test_set_smaller_than_a_batch_is_one_batch(tmp_path):
+def test_train__fewer_images_than_a_batch(tmp_path):
     epochs = fit(RealDataModule(Numbered(), batch_size=1000), tmp_path, epochs=1).epochs
     assert len(epochs[0]) == 1
     assert sorted(seen(epochs[0])) == list(range(53))
 
 
-def test_images_keep_their_labels_and_lie_between_zero_and_one(tmp_path):
+def test_fit__images_and_labels(tmp_path):
     witness = fit(RealDataModule(Numbered(start=203), eval_batch_size=10), tmp_path, epochs=1)
     for images, labels in witness.epochs[0] + witness.validations[0]:
         assert images.dtype == torch.float32
@@ -102,7 +96,7 @@ def test_images_keep_their_labels_and_lie_between_zero_and_one(tmp_path):
     assert values.max() == 1
 
 
-def test_validation_is_complete_in_order_and_not_augmented(tmp_path):
+def test_validation__complete_and_not_augmented(tmp_path):
     data = RealDataModule(
         Numbered(), batch_size=8, augmentation=lambda images, rng: 255 - images, eval_batch_size=10
     )
@@ -118,13 +112,13 @@ def test_validation_is_complete_in_order_and_not_augmented(tmp_path):
             assert torch.equal(images[:, 0, 0, 0], (255 - labels) / 255)
 
 
-def test_validating_alone_opens_the_evaluation_split_only(tmp_path):
+def test_validate__evaluation_split_only(tmp_path):
     source = Numbered()
     trainer(tmp_path).validate(Witness(), datamodule=RealDataModule(source), verbose=False)
     assert source.opened == ["evaluation"]
 
 
-def test_each_split_is_decoded_once(tmp_path):
+def test_setup__loads_each_split_once(tmp_path):
     source = Numbered()
     data = RealDataModule(source, epochs=7)
     fit(data, tmp_path, epochs=2)
@@ -141,7 +135,7 @@ def on_rank(rank, world, epoch=0, **options):
     return data
 
 
-def test_batch_size_is_the_total_over_all_ranks():
+def test_ranks__batch_size_is_the_total():
     alone = [sorted(seen([batch])) for batch in on_rank(0, 1, batch_size=12).train_dataloader()]
     shared = [list(on_rank(rank, 3, batch_size=12).train_dataloader()) for rank in range(3)]
     assert {len(labels) for batches in shared for _, labels in batches} == {4}
@@ -149,7 +143,7 @@ def test_batch_size_is_the_total_over_all_ranks():
     assert len(alone) == 53 // 12
 
 
-def test_evaluation_is_shared_out_once_with_as_many_batches_for_all():
+def test_ranks__evaluate_every_image_once():
     shared = [
         list(on_rank(r, 4, batch_size=4, eval_batch_size=5).val_dataloader()) for r in range(4)
     ]
@@ -157,7 +151,7 @@ def test_evaluation_is_shared_out_once_with_as_many_batches_for_all():
     assert sorted(label for batches in shared for label in seen(batches)) == list(range(31))
 
 
-def test_batches_are_pinned_for_a_gpu(monkeypatch):
+def test_transfer__pinned_for_a_gpu(monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
     data, batch = on_rank(0, 1), [torch.zeros(2), torch.zeros(2)]
@@ -168,16 +162,8 @@ def test_batches_are_pinned_for_a_gpu(monkeypatch):
         assert [id(part) for part in pinned] == [id(part) for part in expected]
 
 
-def test_order_is_of_the_seed_and_the_epoch():
-    def order(**options):
-        return seen(on_rank(0, 1, batch_size=8, **options).train_dataloader())
-
-    assert order(seed=4, epoch=2) == order(seed=4, epoch=2)
-    assert len({tuple(order(seed=s, epoch=e)) for s in range(3) for e in range(3)}) == 9
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_crops_are_not_drawn_from_the_stream_of_the_order(seed):
+def test_augmentation__own_stream(seed):
     module = RealDataModule(Numbered(), 8, augmentation=lambda images, rng: images, seed=seed)
     module.setup("fit")
     crops = module._random(torch.device("cpu")).initial_seed()
@@ -187,13 +173,13 @@ def test_crops_are_not_drawn_from_the_stream_of_the_order(seed):
 
 
 @pytest.mark.parametrize(("batch", "world", "near"), [(128, 3, "126 or 129"), (2, 3, "choose 3")])
-def test_batch_that_does_not_divide_names_the_nearest_that_do(batch, world, near):
-    with pytest.raises(InputError, match=rf"plan\.batch_size={batch} .*{world} proc.*{near}"):
+def test_ranks__indivisible_batch(batch, world, near):
+    with pytest.raises(InputError, match=rf"batch_size={batch} .*{world} proc.*{near}"):
         on_rank(0, world, batch_size=batch)
 
 
-def test_labels_are_checked_in_setup():
-    with pytest.raises(InputError, match=r"train split is 52, but data\.num_classes=10"):
+def test_setup__checks_labels():
+    with pytest.raises(InputError, match=r"train split is 52, but num_classes=10"):
         on_rank(0, 1, num_classes=10)
     data = RealDataModule(Numbered(), num_classes=30)
     with pytest.raises(InputError, match="evaluation split is 30"):
@@ -218,7 +204,7 @@ class OnDisk(Numbered):
         return ImageStream(encoded, labels, Decoder((3, 4, 4)), self.corrupt, workers=2)
 
 
-def test_training_goes_on_without_a_damaged_file(tmp_path, caplog):
+def test_fit__skips_a_damaged_file(tmp_path, caplog):
     data = RealDataModule(OnDisk(tmp_path, "skip"), batch_size=53, eval_batch_size=10)
     witness = fit(data, tmp_path, epochs=2)
     for batches in witness.epochs:
@@ -230,6 +216,20 @@ def test_training_goes_on_without_a_damaged_file(tmp_path, caplog):
     assert caplog.text.count("1 of 53 images are left out") == 1
 
 
-def test_a_worker_that_meets_a_damaged_file_stops_the_run_with_its_name(tmp_path):
+def test_fit__stops_at_a_damaged_file(tmp_path):
     with pytest.raises(InputError, match=r"^This image cannot be read: train20.png"):
         fit(RealDataModule(OnDisk(tmp_path, "stop"), batch_size=8), tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"epochs": 0}, {"augmentation": 1}])
+def test_options__out_of_range(options):
+    for kind, more in ((RealDataModule, {}), (SteppedDataModule, {"steps": 3})):
+        with pytest.raises(InputError, match=f"^{next(iter(options))} must be"):
+            kind(Numbered(), **more, **options)
+
+
+def test_stepped__as_many_updates_as_given():
+    data = SteppedDataModule(Numbered(), steps=9, batch_size=5, epochs=2)
+    data.setup("fit")
+    assert len(list(data.train_dataloader())) == len(data.train_dataloader()) == 9
+    assert seen(data.val_dataloader()) == list(range(31))

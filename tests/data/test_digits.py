@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from nayer_pl import Digits
+from nayer_pl import Digits, InputError
 
 
 def raw_rows(split):
@@ -14,15 +14,19 @@ def raw_rows(split):
     return np.rint(images.flatten(1).double().numpy() * 16 / 255).astype(int), labels.numpy()
 
 
-def test_sizes_shapes_and_types():
+def test_load__sizes_and_types():
     for split, count in (("train", 1297), ("evaluation", 500)):
         images, labels = Digits().load(split)
         assert images.shape == (count, 1, 16, 16)
         assert labels.shape == (count,)
         assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+        small = Digits(8).load(split).images
+        assert (int(small.min()), int(small.max())) == (0, 255)
+    with pytest.raises(InputError, match="image_size must be"):
+        Digits(0)
 
 
-def test_halves_are_disjoint_and_hold_every_digit_once():
+def test_load__disjoint_halves():
     def rows(images, labels):
         pairs = zip(images.astype(int), labels, strict=True)
         return [image.tobytes() + bytes([label]) for image, label in pairs]
@@ -33,14 +37,14 @@ def test_halves_are_disjoint_and_hold_every_digit_once():
     assert sorted(halves) == sorted(everything)
 
 
-def test_split_is_stratified():
+def test_load__stratified():
     totals = np.bincount(load_digits().target)
     kept = np.bincount(Digits().load("evaluation").labels.numpy())
     np.testing.assert_array_less(np.abs(kept - totals * 500 / 1797), 1)
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 21])
-def test_enlarging_is_bilinear_between_pixel_centres(size):
+def test_load__bilinear(size):
     originals, labels = raw_rows("evaluation")
     images, same_labels = Digits(size).load("evaluation")
     centres = (np.arange(size) + 0.5) * 8 / size - 0.5
@@ -51,13 +55,8 @@ def test_enlarging_is_bilinear_between_pixel_centres(size):
     np.testing.assert_array_equal(labels, same_labels.numpy())
 
 
-def test_values_use_the_whole_range_of_bytes():
-    images = Digits(8).load("train").images
-    assert (int(images.min()), int(images.max())) == (0, 255)
-
-
-def test_split_is_the_one_that_every_figure_was_measured_with():
-    """In every process, on every machine and with every scikit-learn."""
+def test_load__fingerprint():
+    """The split of all published figures, on every machine and with every scikit-learn."""
     assert [fingerprint(*Digits(8).load(split)) for split in ("train", "evaluation")] == [
         "db5f7c516e41a0f21fc308a50a383e32a73f28a0ffafd3f218ec1bb766207fd8",
         "da2b3ef4e6c367545c0780238ec1ff9baa97cd067bc9c9a52edf222ea3f95b19",
@@ -68,7 +67,7 @@ def fingerprint(images, labels):
     return hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
 
 
-def test_loading_neither_needs_nor_moves_the_global_random_state():
+def test_load__global_random_state():
     torch.manual_seed(3)
     np.random.seed(3)
     first = Digits().load("evaluation").images

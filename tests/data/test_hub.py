@@ -35,6 +35,10 @@ def parquet(folder, split):
     return folder / "data" / f"{split}-00000-of-00001.parquet"
 
 
+def hub(folder, shape=(3, 8, 8), **options):
+    return HubImages(str(folder / "set"), shape, **options)
+
+
 def write(folder, split, arrays, labels, image="image", label="label", **extra):
     (folder / "data").mkdir(parents=True, exist_ok=True)
     features = {image: datasets.Image(), label: datasets.ClassLabel(names=list("abcdefgh"))}
@@ -45,104 +49,76 @@ def write(folder, split, arrays, labels, image="image", label="label", **extra):
     table.to_parquet(parquet(folder, split))
 
 
-def test_splits_come_as_uint8_images_and_labels_in_order(tmp_path):
-    train, test = pixels(5, seed=1), pixels(3, seed=2)
+def check(found, arrays, labels):
+    assert (found.images.dtype, found.labels.dtype) == (torch.uint8, torch.int64)
+    np.testing.assert_array_equal(found.images.numpy(), arrays.transpose(0, 3, 1, 2))
+    assert found.labels.tolist() == labels
+
+
+def test_load__images_and_labels(tmp_path):
+    train, test = pixels(5, size=(12, 5), seed=1), pixels(3, size=(12, 5), seed=2)
     write(tmp_path / "set", "train", train, [4, 3, 2, 1, 0])
     write(tmp_path / "set", "test", test, [7, 0, 7])
-    source = HubImages(str(tmp_path / "set"), (3, 8, 8))
-    for split, arrays, wanted in (
-        ("train", train, [4, 3, 2, 1, 0]),
-        ("evaluation", test, [7, 0, 7]),
-    ):
-        images, labels = source.load(split)
-        assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
-        np.testing.assert_array_equal(images.numpy(), arrays.transpose(0, 3, 1, 2))
-        assert labels.tolist() == wanted
-
-
-def test_evaluation_never_opens_the_training_split(tmp_path):
-    test = pixels(3)
-    write(tmp_path / "set", "train", pixels(5), [0] * 5)
-    write(tmp_path / "set", "test", test, [1, 2, 3])
-    parquet(tmp_path / "set", "train").write_bytes(GARBAGE)
-    source = HubImages(str(tmp_path / "set"), (3, 8, 8))
-    images, labels = source.load("evaluation")
-    np.testing.assert_array_equal(images.numpy(), test.transpose(0, 3, 1, 2))
-    assert labels.tolist() == [1, 2, 3]
-    with pytest.raises(Exception, match=r"(?i)parquet"):
-        source.load("train")
-
-
-def test_training_never_opens_the_evaluation_split(tmp_path):
-    write(tmp_path / "set", "train", pixels(5), [0, 1, 2, 3, 4])
-    write(tmp_path / "set", "test", pixels(3), [1, 2, 3])
-    parquet(tmp_path / "set", "test").write_bytes(GARBAGE)
-    assert HubImages(str(tmp_path / "set"), (3, 8, 8)).load("train").labels.tolist() == [*range(5)]
-
-
-def test_damaged_split_is_an_input_error(tmp_path):
-    write(tmp_path / "set", "test", pixels(3), [1, 2, 3])
-    parquet(tmp_path / "set", "test").write_bytes(GARBAGE)
-    with pytest.raises(InputError, match="set"):
-        HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation")
+    source = hub(tmp_path, (3, 12, 5))
+    check(source.load("train"), train, [4, 3, 2, 1, 0])
+    check(source.load("evaluation"), test, [7, 0, 7])
 
 
 @pytest.mark.parametrize(
-    ("image", "label"), [("img", "fine_label"), ("image", "labels"), ("img", "label")]
+    ("split", "other", "damaged"),
+    [("evaluation", "train", "train"), ("train", "evaluation", "test")],
 )
-def test_usual_column_names_are_found(tmp_path, image, label):
+def test_load__opens_no_other_split(tmp_path, split, other, damaged):
+    arrays = {"train": pixels(5), "evaluation": pixels(3)}
+    write(tmp_path / "set", "train", arrays["train"], [*range(5)])
+    write(tmp_path / "set", "test", arrays["evaluation"], [*range(3)])
+    parquet(tmp_path / "set", damaged).write_bytes(GARBAGE)
+    source = hub(tmp_path)
+    check(source.load(split), arrays[split], [*range(len(arrays[split]))])
+    with pytest.raises(InputError, match=r"set' cannot be opened .*(?i:parquet)"):
+        source.load(other)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "split"),
+    [("img", "fine_label", "validation"), ("image", "labels", "valid"), ("img", "label", "val")],
+)
+def test_load__usual_names(tmp_path, image, label, split):
     arrays = pixels(2)
-    write(tmp_path / "set", "test", arrays, [5, 6], image, label, coarse_label=[0, 1])
-    images, labels = HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation")
-    np.testing.assert_array_equal(images.numpy(), arrays.transpose(0, 3, 1, 2))
-    assert labels.tolist() == [5, 6]
+    write(tmp_path / "set", "train", pixels(2), [0, 0], image, label, coarse_label=[0, 1])
+    write(tmp_path / "set", split, arrays, [5, 6], image, label, coarse_label=[0, 1])
+    check(hub(tmp_path).load("evaluation"), arrays, [5, 6])
 
 
-def test_columns_can_be_named(tmp_path):
+def test_columns__given(tmp_path):
     write(tmp_path / "set", "test", pixels(2), [5, 6], "picture", coarse_label=[2, 1])
     with pytest.raises(InputError, match="picture"):
-        HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation")
+        hub(tmp_path).load("evaluation")
     columns = {"image_column": "picture", "label_column": "coarse_label"}
-    source = HubImages(str(tmp_path / "set"), (3, 8, 8), **columns)
+    source = hub(tmp_path, **columns)
     assert source.load("evaluation").labels.tolist() == [2, 1]
     with pytest.raises(InputError, match=r"genus.*picture, label, coarse_label"):
-        HubImages(str(tmp_path / "set"), (3, 8, 8), **columns | {"label_column": "genus"}).load(
-            "evaluation"
-        )
+        hub(tmp_path, **columns | {"label_column": "genus"}).load("evaluation")
 
 
-@pytest.mark.parametrize("name", ["validation", "valid", "val", "test"])
-def test_evaluation_split_may_have_any_of_its_names(tmp_path, name):
-    write(tmp_path / "set", "train", pixels(2), [0, 0])
-    write(tmp_path / "set", name, pixels(2), [5, 6])
-    labels = HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation").labels
-    assert labels.tolist() == [5, 6]
-
-
-def test_grey_images_in_a_colour_set_fill_all_channels(tmp_path):
+def test_load__gray_and_rgb(tmp_path):
     gray, color = pixels(1, channels=1)[0], pixels(1)[0]
     write(tmp_path / "set", "test", [color, gray], [0, 1])
-    images = HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation").images.numpy()
+    images = hub(tmp_path).load("evaluation").images.numpy()
     np.testing.assert_array_equal(images[0], color.transpose(2, 0, 1))
     np.testing.assert_array_equal(images[1], np.stack([gray] * 3))
-
-
-def test_colour_images_in_a_grey_set_become_their_luminance(tmp_path):
-    gray, color = pixels(1, channels=1)[0], pixels(1)[0]
-    write(tmp_path / "set", "test", [color, gray], [0, 1])
-    images = HubImages(str(tmp_path / "set"), (1, 8, 8)).load("evaluation").images.numpy()
-    assert images.shape == (2, 1, 8, 8)
+    images = hub(tmp_path, (1, 8, 8)).load("evaluation").images.numpy()
     luminance = color @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
     assert np.abs(images[0, 0] - luminance).max() <= 1
     np.testing.assert_array_equal(images[1, 0], gray)
 
 
-def test_images_of_other_sizes_are_resized_and_cropped(tmp_path):
+def test_load__resized_and_cropped(tmp_path):
     flat = np.full((4, 12, 3), (10, 100, 200), dtype=np.uint8)
     ramp = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None], 16, axis=0)  # 16 high, 32 wide
     exact = pixels(1)[0]
     write(tmp_path / "set", "test", [flat, ramp, exact], [0, 1, 2])
-    images = HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation").images.numpy()
+    images = hub(tmp_path).load("evaluation").images.numpy()
     assert images.shape == (3, 3, 8, 8)
     assert (images[0] == np.array([10, 100, 200])[:, None, None]).all()
     # Two columns of the ramp become one: their mean. Of 16, the 8 in the middle are kept.
@@ -151,28 +127,24 @@ def test_images_of_other_sizes_are_resized_and_cropped(tmp_path):
     np.testing.assert_array_equal(images[2], exact.transpose(2, 0, 1))
 
 
-def test_height_and_width_are_not_confused(tmp_path):
-    tall = pixels(2, size=(12, 5))
-    write(tmp_path / "set", "test", tall, [0, 1])
-    images = HubImages(str(tmp_path / "set"), (3, 12, 5)).load("evaluation").images
-    np.testing.assert_array_equal(images.numpy(), tall.transpose(0, 3, 1, 2))
-
-
-def test_missing_split_says_what_there_is(tmp_path):
-    write(tmp_path / "set", "train", pixels(2), [0, 1])
-    with pytest.raises(InputError, match=r"no split test or validation.*it has train"):
-        HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation")
-
-
-@pytest.mark.parametrize("name", ["nothing", "empty"])
-def test_missing_or_empty_folder_is_an_input_error_that_names_it(tmp_path, name):
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nothing", r"nothing'; set path"),
+        ("empty", r"empty' cannot be opened"),
+        ("set.parquet", r"set\.parquet' is a file"),
+        (None, "set path to a name on the Hub"),
+    ],
+)
+def test_load__no_data_set(tmp_path, path, message):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=rf"{name}.*data\.path"):
-        HubImages(str(tmp_path / name), (3, 8, 8)).load("evaluation")
+    (tmp_path / "set.parquet").write_bytes(GARBAGE)
+    with pytest.raises(InputError, match=message):
+        HubImages(path and str(tmp_path / path), (3, 8, 8)).load("evaluation")
 
 
-def test_unreachable_hub_is_an_input_error_that_names_the_set():
-    with pytest.raises(InputError, match=r"someone/something.*set data\.path to a folder"):
+def test_load__unreachable_hub():
+    with pytest.raises(InputError, match=r"someone/something.*set path to a folder"):
         HubImages("someone/something", (3, 8, 8)).load("evaluation")
 
 
@@ -212,43 +184,43 @@ def with_card(tmp_path):
     return tmp_path / "set"
 
 
-def test_card_that_lists_both_splits_does_not_ask_for_both(with_card):
+def test_card__opens_no_other_split(tmp_path, with_card):
     parquet(with_card, "train").write_bytes(GARBAGE)
-    source = HubImages(str(with_card), (3, 8, 8))
+    source = hub(tmp_path)
     assert source.load("evaluation").labels.tolist() == [5, 6, 7]
 
 
-def test_configuration_can_be_named(with_card):
-    source = HubImages(str(with_card), (3, 8, 8), name="swapped")
+def test_card__configuration(tmp_path, with_card):
+    source = hub(tmp_path, name="swapped")
     assert source.load("evaluation").labels.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_set_of_several_configurations_is_an_input_error(with_card):
+def test_card__several_configurations(tmp_path, with_card):
     card = with_card / "README.md"
     configurations = card.read_text().replace("  default: true\n", "").split("configs:")[1]
     card.write_text(f"---\nconfigs:{configurations}")
     with pytest.raises(InputError, match=r"set' cannot be opened \(.*plain.*swapped"):
-        HubImages(str(with_card), (3, 8, 8)).load("evaluation")
+        hub(tmp_path).load("evaluation")
 
 
-def test_class_names_are_those_of_the_card_or_of_the_files(with_card):
+def test_class_names__of_the_card_or_the_files(tmp_path, with_card):
     for path in ("train", "test"):
         (with_card / "data" / f"{path}.bak").write_bytes(parquet(with_card, path).read_bytes())
         parquet(with_card, path).write_bytes(GARBAGE)
-    assert HubImages(str(with_card), (3, 8, 8)).class_names() == ["zebra", "ape"]
+    assert hub(tmp_path).class_names() == ["zebra", "ape"]
     (with_card / "README.md").unlink()
     (with_card / "data" / "test.bak").rename(parquet(with_card, "test"))
-    assert HubImages(str(with_card), (3, 8, 8)).class_names() == list("abcdefgh")
+    assert hub(tmp_path).class_names() == list("abcdefgh")
 
 
-def test_class_names_are_found_without_opening_an_image(tmp_path, monkeypatch):
+def test_class_names__opens_no_image(tmp_path, monkeypatch):
     write(tmp_path / "set", "test", pixels(2), [0, 1], image="img", label="fine_label")
 
     def never(*_, **__):
         raise AssertionError("opened an image")
 
     monkeypatch.setattr(Image, "open", never)
-    assert HubImages(str(tmp_path / "set"), (3, 8, 8)).class_names() == list("abcdefgh")
+    assert hub(tmp_path).class_names() == list("abcdefgh")
 
 
 def without_names(folder, labels, kind):
@@ -260,20 +232,20 @@ def without_names(folder, labels, kind):
     return HubImages(str(folder), (3, 8, 8))
 
 
-def test_set_without_class_names_asks_for_them(tmp_path):
+def test_class_names__none(tmp_path):
     source = without_names(tmp_path / "set", [3, None, -1], "int64")
-    with pytest.raises(InputError, match=r"does not name its classes.*data\.class_names"):
+    with pytest.raises(InputError, match=r"does not name its classes.*set class_names"):
         source.class_names()
     assert source.load("evaluation").labels.tolist() == [3, -1, -1]
 
 
-def test_labels_that_are_no_numbers_are_refused(tmp_path):
+def test_labels__texts(tmp_path):
     source = without_names(tmp_path / "set", ["cat", "dog"], "string")
     with pytest.raises(InputError, match=r"'label'.*no class numbers.*label_column"):
         source.load("evaluation")
 
 
-def test_other_split_names_can_be_given(tmp_path):
+def test_splits__given(tmp_path):
     (tmp_path / "set").mkdir()
     write(tmp_path / "set", "seen", pixels(2), [0, 1])
     write(tmp_path / "set", "holdout", pixels(2), [5, 6])
@@ -281,44 +253,44 @@ def test_other_split_names_can_be_given(tmp_path):
     card = f"---\nconfigs:\n- {{config_name: default, data_files: {json.dumps(files)}}}\n---\n"
     (tmp_path / "set" / "README.md").write_text(card)
     with pytest.raises(InputError, match=r"no split test.*it has seen, holdout"):
-        HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation")
+        hub(tmp_path).load("evaluation")
     names = {"train_split": "seen", "evaluation_split": "holdout"}
-    source = HubImages(str(tmp_path / "set"), (3, 8, 8), **names)
+    source = hub(tmp_path, **names)
     assert source.load("evaluation").labels.tolist() == [5, 6]
     assert source.load("train").labels.tolist() == [0, 1]
 
 
-def test_from_disk_is_the_same_as_in_memory(tmp_path):
+def test_load__from_disk_as_in_memory(tmp_path):
     arrays = [pixels(1, channels=c, size=s, seed=i)[0] for i, (c, s) in enumerate(
         [(3, (8, 8)), (1, (8, 8)), (3, (9, 20)), (1, (30, 10)), (3, (5, 5))]
     )]  # fmt: skip
     write(tmp_path / "set", "test", arrays, [0, 1, 2, 3, 4])
-    kept = HubImages(str(tmp_path / "set"), (3, 8, 8), crop=0.8).load("evaluation")
-    source = HubImages(str(tmp_path / "set"), (3, 8, 8), crop=0.8, in_memory=False, workers=2)
+    kept = hub(tmp_path, crop=0.8).load("evaluation")
+    source = hub(tmp_path, crop=0.8, in_memory=False, workers=2)
     streamed = source.load("evaluation")
     assert streamed.labels.tolist() == [0, 1, 2, 3, 4]
     images = torch.cat([images for images, _ in Batches(streamed, 2)])
     assert torch.equal(images, kept.images)
 
 
-def test_damaged_image_is_named_by_its_row_or_left_out(tmp_path):
+def test_load__damaged_image(tmp_path):
     write(tmp_path / "set", "test", pixels(4), [0, 1, 2, 3])
     table = pyarrow.parquet.read_table(parquet(tmp_path / "set", "test"))
     rows = table.to_pylist()
     rows[2]["image"]["bytes"] = rows[2]["image"]["bytes"][:70]
     damaged = pyarrow.Table.from_pylist(rows, schema=table.schema)
     pyarrow.parquet.write_table(damaged, parquet(tmp_path / "set", "test"))
-    with pytest.raises(InputError, match=r"row 2 of the split 'test'.*data\.corrupt=skip"):
-        HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation")
-    images, labels = HubImages(str(tmp_path / "set"), (3, 8, 8), corrupt="skip").load("evaluation")
+    with pytest.raises(InputError, match=r"row 2 of the split 'test'.*corrupt=skip"):
+        hub(tmp_path).load("evaluation")
+    images, labels = hub(tmp_path, corrupt="skip").load("evaluation")
     np.testing.assert_array_equal(images.numpy(), pixels(4)[[0, 1, 3]].transpose(0, 3, 1, 2))
     assert labels.tolist() == [0, 1, 3]
 
 
-def test_what_was_downloaded_once_needs_no_network(tmp_path):
+def test_load__downloaded_before(tmp_path):
     write(tmp_path / "set", "train", pixels(5), [0] * 5)
     write(tmp_path / "set", "test", pixels(3), [1, 2, 3])
-    HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation")
+    hub(tmp_path).load("evaluation")
     # This is where `datasets` keeps what comes from the Hub.
     (tmp_path / "cache" / "set").rename(tmp_path / "cache" / "someone___some_set")
     source = HubImages("someone/SomeSet", (3, 8, 8))
@@ -330,18 +302,16 @@ def test_what_was_downloaded_once_needs_no_network(tmp_path):
         source.load("train")
 
 
-def test_folder_of_pictures_is_sent_to_the_source_that_reads_it(tmp_path):
+def test_load__folder_of_pictures(tmp_path):
     for split, name in (("train", "a"), ("train", "b"), ("test", "b")):
         (tmp_path / "set" / split / name).mkdir(parents=True)
         Image.fromarray(pixels(1)[0]).save(tmp_path / "set" / split / name / "1.png")
-    with pytest.raises(InputError, match=r"data\.source\._target_=nayer_pl\.FolderImages"):
-        HubImages(str(tmp_path / "set"), (3, 8, 8)).load("evaluation")
+    with pytest.raises(InputError, match=r"read it with nayer_pl\.FolderImages"):
+        hub(tmp_path).load("evaluation")
 
 
 @pytest.mark.parametrize("alike", [True, False])
-def test_pictures_on_the_hub_whose_splits_have_other_classes_are_refused(
-    tmp_path, monkeypatch, alike
-):
+def test_class_names__pictures_on_the_hub(tmp_path, monkeypatch, alike):
     """`datasets` would give the second class of training the label 0 in the other split."""
     for split, names in (("train", "ab"), ("test", "ab" if alike else "b")):
         for name in names:
@@ -360,14 +330,8 @@ def test_pictures_on_the_hub_whose_splits_have_other_classes_are_refused(
             source.class_names()
 
 
-def test_file_instead_of_a_folder_is_an_input_error(tmp_path):
-    (tmp_path / "set.parquet").write_bytes(GARBAGE)
-    with pytest.raises(InputError, match=r"set\.parquet' is a file"):
-        HubImages(str(tmp_path / "set.parquet"), (3, 8, 8)).load("evaluation")
-
-
 @needs_shared
-def test_tiny_imagenet_is_decoded_as_pil_does_by_hand():
+def test_load__tiny_imagenet():
     folder = SHARED / "tiny_imagenet"
     source = HubImages(str(folder), (3, 64, 64), in_memory=False, workers=0)
     file = folder / "data" / "validation-00000-of-00001.parquet"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from nayer_pl.distillation.schedules import build_scheduler, step_decay
+from nayer_pl.distillation.student import build_scheduler, step_decay
 from nayer_pl.runtime.options import OptionError
 
 EPOCHS, LR = 20, 0.2

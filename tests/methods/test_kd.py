@@ -1,9 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 from lightning import Trainer
 
 from nayer_pl import Classifier, InputError, RealDataModule
 from nayer_pl.data import ImageSet
+from nayer_pl.losses import KLCrossEntropy, KLDivergence
 from nayer_pl.methods.kd import KnowledgeDistillation
 
 SHAPE, CLASSES = (1, 8, 8), 3
@@ -25,37 +28,37 @@ def make(tiny_classifier):
         torch.manual_seed(3)
         teacher = options.pop("teacher", None) or tiny_classifier()
         student = options.pop("student", None) or tiny_classifier()
-        return KnowledgeDistillation(
-            teacher, student, SHAPE, **{"check_teacher": False, "learning_rate": 0.05, **options}
-        )
+        return KnowledgeDistillation(teacher, student, SHAPE, **{"check_teacher": False, **options})
 
     return method
 
 
-def fit(method, tmp_path, epochs=2, callbacks=(), ckpt_path=None, **options):
+def fit(method, tmp_path, **options):
     trainer = Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=bool(callbacks),
-        enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
-        default_root_dir=tmp_path, **options,
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, **options,
     )  # fmt: skip
-    trainer.fit(method, datamodule=RealDataModule(Real(), batch_size=8), ckpt_path=ckpt_path)
-    return trainer
+    trainer.fit(method, datamodule=RealDataModule(Real(), batch_size=8))
 
 
-def test_loss_is_hintons(make):
-    method = make(temperature=4.0)
-    images = torch.rand(5, *SHAPE)
-    loss = method.training_step((images, torch.zeros(5, dtype=torch.int64)), 0)
+@pytest.mark.parametrize("alpha", [1.0, 0.9])
+def test_loss(make, alpha):
+    """Hinton's, and with a cross-entropy that takes the labels of the images."""
+    method = make(student_loss=KLDivergence(4.0) if alpha == 1 else KLCrossEntropy(4.0, alpha))
+    images, labels = torch.rand(5, *SHAPE), torch.tensor([0, 2, 1, 1, 0])
+    loss = method.training_step((images, labels), 0)
     inputs = (images - MEAN) / STD
-    p = (method.teacher.network(inputs).double() / 4).exp()
-    q = (method.student.network(inputs).double() / 4).exp()
-    p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
-    naive = (p * (p.log() - q.log())).sum(1).mean() * 4**2
-    assert loss.item() == pytest.approx(naive.item(), rel=1e-4)
+    teacher = method.teacher.classifier.network(inputs).double()
+    student = method.student.network(inputs).double()
+    p, q = (teacher / 4).softmax(1), (student / 4).softmax(1)
+    divergence = (p * (p.log() - q.log())).sum(1).mean() * 4**2
+    cross_entropy = -student.softmax(1)[range(5), labels].log().mean()
+    expected = alpha * divergence + (1 - alpha) * cross_entropy
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_only_the_student_learns_and_it_is_measured_like_others(make, tmp_path):
-    method = make()
+def test_only_the_student_learns(make, tmp_path):
+    method = make(optimizer=partial(torch.optim.SGD, lr=0.05))
     before = {name: tensor.clone() for name, tensor in method.teacher.state_dict().items()}
     weight = method.student.network.conv1.weight.clone()
     fit(method, tmp_path)
@@ -73,35 +76,35 @@ def test_only_the_student_learns_and_it_is_measured_like_others(make, tmp_path):
         "student_parameters": parameters,
         "student_updates": 2 * 3,
     }
-    assert method.product is method.student
+    assert method.exported_classifier is method.student
 
 
-def test_a_guessing_teacher_is_refused(make, tmp_path):
+def test_guessing_teacher(make, tmp_path):
     with pytest.raises(InputError, match="guessing"):
         fit(make(check_teacher=True), tmp_path)
 
 
-def test_teacher_and_student_must_be_two_that_fit(make, tiny_classifier, tmp_path):
+def test_networks_that_do_not_fit(make, tiny_classifier, tmp_path):
     same = tiny_classifier()
     with pytest.raises(InputError, match="the same object"):
         make(teacher=same, student=same)
-    with pytest.raises(InputError, match="teacher has 4 outputs, but the student has 3"):
+    with pytest.raises(InputError, match="student has 3 outputs, but the data set has 4"):
         fit(make(teacher=tiny_classifier(classes=4)), tmp_path)
 
 
-def test_the_student_takes_over_its_teachers_normalisation(make, tiny_classifier):
+def test_student_takes_over_the_normalization(make, tiny_classifier):
     method = make(student=Classifier(tiny_classifier().network))
-    assert method.student.normalization == method.teacher.normalization
+    assert method.student.normalization == method.teacher.classifier.normalization
 
 
-def test_plain_dataloaders_are_refused(make, tmp_path):
+def test_plain_dataloaders(make, tmp_path):
     loader = torch.utils.data.DataLoader(list(zip(*Real().load("train"), strict=True)))
     trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, default_root_dir=tmp_path)
     with pytest.raises(InputError, match="RealDataModule"):
         trainer.fit(make(), loader, loader)
 
 
-def test_without_evaluation_there_are_no_accuracies(make, tmp_path):
+def test_results__no_evaluation(make, tmp_path):
     method = make()
     fit(method, tmp_path, limit_val_batches=0)
     assert method.results()["student_accuracy"] is None

@@ -6,10 +6,10 @@ from torch import nn
 from nayer_pl import Classifier, InputError, build_classifier
 from nayer_pl.methods.cmi import CMI
 from nayer_pl.methods.dafl import DAFL
-from nayer_pl.methods.deepinversion import DeepInversion
+from nayer_pl.methods.deep_inversion import DeepInversion
 from nayer_pl.methods.dfad import DFAD
 from nayer_pl.methods.dfq import DFQ
-from nayer_pl.methods.fast import FastDFKD
+from nayer_pl.methods.fast_dfkd import FastDFKD
 from nayer_pl.methods.nayer import NAYER
 from nayer_pl.methods.zskt import ZSKT
 
@@ -47,8 +47,8 @@ def refusal(method, layers):
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_who_refuses_names_who_works(kind):
+def test_refusal_names_what_works(kind):
     said = {m: refusal(m, TEACHERS[kind]) for m in (*STATISTICS, DAFL, ZSKT, DFAD)}
     assert {method for method, text in said.items() if text is None} == WORK[kind]
     for text in filter(None, said.values()):
-        assert "model=dfad works with every teacher" in text
+        assert "DFAD works with every teacher" in text

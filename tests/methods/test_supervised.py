@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from lightning import Trainer
@@ -5,6 +7,8 @@ from lightning import Trainer
 from nayer_pl import Classifier, DivergenceError, InputError, RealDataModule, Supervised
 from nayer_pl.callbacks.checkpoint import Checkpoints
 from nayer_pl.data import ImageSet
+
+SMALL_STEPS = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
 
 class Stripes:
@@ -38,8 +42,8 @@ class Linear(torch.nn.Module):
         return self.head(x.flatten(1))
 
 
-def test_it_learns_and_measures_on_the_evaluation_split():
-    method = Supervised(Classifier(Linear(), [0.5], [0.5]), learning_rate=0.05)
+def test_it_learns():
+    method = Supervised(Classifier(Linear(), [0.5], [0.5]), optimizer=SMALL_STEPS)
     fit(method)
     images, labels = Stripes().load("evaluation")
     right = (method.network(images / 255).argmax(1) == labels).float().mean().item()
@@ -47,24 +51,24 @@ def test_it_learns_and_measures_on_the_evaluation_split():
     assert right > 0.95
 
 
-def test_learning_rate_falls_to_zero_over_all_steps():
-    trainer = fit(Supervised(Classifier(Linear(), [0.5], [0.5]), learning_rate=0.05), epochs=2)
+def test_learning_rate_falls_to_zero():
+    trainer = fit(Supervised(Classifier(Linear(), [0.5], [0.5]), optimizer=SMALL_STEPS), epochs=2)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
+def test_nonfinite_loss():
     method = Supervised(Classifier(Linear(), [0.5], [0.5]))
     torch.nn.init.constant_(method.network.network.head.weight, torch.nan)
     with pytest.raises(DivergenceError, match="training loss became nan"):
         fit(method)
 
 
-def test_a_bad_number_reaches_neither_the_network_nor_a_checkpoint(tiny_classifier, fit, tmp_path):
+def test_nonfinite_loss__network_and_checkpoint_stay_finite(tiny_classifier, fit, tmp_path):
     class Source:
         def load(self, split):
             return ImageSet(torch.zeros(24, 1, 8, 8, dtype=torch.uint8), torch.arange(24) % 3)
 
-    method = Supervised(tiny_classifier(), learning_rate=1e30)
+    method = Supervised(tiny_classifier(), optimizer=partial(torch.optim.SGD, lr=1e30))
     data = RealDataModule(Source(), 8, epochs=2, num_classes=3)
     saver = Checkpoints(tmp_path, minutes=0)
     with pytest.raises(DivergenceError, match=r"training loss became (nan|inf) at step 2, which"):
@@ -77,6 +81,6 @@ def test_a_bad_number_reaches_neither_the_network_nor_a_checkpoint(tiny_classifi
         assert all(value.isfinite().all() for value in parameters.values())
 
 
-def test_a_schedule_needs_an_end():
+def test_endless_schedule():
     with pytest.raises(InputError, match="max_epochs must be a number of epochs"):
         fit(Supervised(Classifier(Linear())), epochs=-1)

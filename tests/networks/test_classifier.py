@@ -1,4 +1,5 @@
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ WRN = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 6}
     ("channels", "mean", "std"),
     [(3, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), (3, (0.3,), (0.6,)), (1, [0.5], [2])],
 )
-def test_network_sees_normalised_images(channels, mean, std):
+def test_forward__normalizes(channels, mean, std):
     images = np.random.default_rng(0).random((4, channels, 5, 6), dtype=np.float32)
     seen = Classifier(nn.Identity(), mean, std)(torch.from_numpy(images)).numpy()
     expected = np.empty_like(images)
@@ -34,18 +35,18 @@ def test_network_sees_normalised_images(channels, mean, std):
         ((0.5,), None),
     ],
 )
-def test_impossible_normalisation_is_refused(mean, std):
+def test_init__impossible_normalization(mean, std):
     with pytest.raises(InputError, match="std"):
         Classifier(nn.Identity(), mean, std)
 
 
-def test_state_dict_adds_nothing_to_the_network():
+def test_state_dict__keys():
     classifier = build_classifier(WRN)
     keys = [f"network.{key}" for key in classifier.network.state_dict()]
     assert list(classifier.state_dict()) == keys
 
 
-def test_without_a_normalisation_nothing_is_classified():
+def test_forward__without_normalization():
     classifier = Classifier(nn.Identity())
     assert not classifier.has_normalization
     with pytest.raises(InputError, match="mean and std"):
@@ -54,7 +55,7 @@ def test_without_a_normalisation_nothing_is_classified():
         Classifier(nn.Identity()).copy_normalization(classifier)
 
 
-def test_a_student_normalises_as_its_teacher():
+def test_copy_normalization():
     teacher = Classifier(nn.Identity(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     student = Classifier(nn.Identity())
     student.copy_normalization(teacher)
@@ -67,18 +68,19 @@ def test_a_student_normalises_as_its_teacher():
 
 
 @pytest.mark.parametrize("options", [{}, {"mean": [0.5], "std": [0.25]}])
-def test_plain_values_of_the_normalisation(options):
+def test_normalization__plain_values(options):
     assert Classifier(nn.Identity(), **options).normalization == options
 
 
-def test_normalisation_follows_the_device_and_dtype():
+def test_to__device_and_dtype():
     classifier = Classifier(nn.Identity(), [0.5], [0.5]).to(torch.float64)
     assert classifier(torch.ones(1, 3, 2, 2, dtype=torch.float64)).dtype == torch.float64
     assert classifier.to("meta").mean.device.type == "meta"
 
 
-def test_description_rebuilds_the_classifier():
+def test_description__rebuilds():
     classifier = build_classifier(WRN, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert json.loads(json.dumps(classifier.description)) == classifier.description
     rebuilt = build_classifier(**classifier.description)
     assert torch.equal(rebuilt.mean, classifier.mean)
     assert torch.equal(rebuilt.std, classifier.std)
@@ -87,22 +89,11 @@ def test_description_rebuilds_the_classifier():
     assert torch.equal(rebuilt.eval()(images), classifier.eval()(images))
 
 
-def test_description_is_plain_data():
-    def plain(value):
-        if isinstance(value, dict):
-            return all(isinstance(k, str) and plain(v) for k, v in value.items())
-        if isinstance(value, list):
-            return all(map(plain, value))
-        return type(value) in (str, int, float)
-
-    assert plain(build_classifier(WRN, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)).description)
-
-
-def test_network_that_nobody_described_has_no_description():
+def test_description__unknown():
     assert Classifier(nn.Linear(2, 2)).description is None
 
 
-def test_num_classes_is_what_the_network_gives():
+def test_num_classes():
     assert (
         Classifier(wrn16_1(6)).num_classes((3, 32, 32)) == 6
     )  # a student has no normalization yet
@@ -117,19 +108,19 @@ def test_num_classes_is_what_the_network_gives():
         (nn.Linear(32, 6), (0.5,), (3, 32, 16)),  # not for images
     ],
 )
-def test_num_classes_names_the_shape_that_does_not_fit(network, mean, shape):
+def test_num_classes__wrong_shape(network, mean, shape):
     classifier = Classifier(network, mean, mean)
     with pytest.raises(InputError, match=rf"{type(network).__name__}.*\({shape[0]}, {shape[1]}"):
         classifier.num_classes(shape)
 
 
-def test_means_of_more_channels_than_the_images_have_are_named():
+def test_num_classes__wrong_number_of_means():
     with pytest.raises(InputError, match=r"mean and std have 3 values, .* 1 channels"):
         Classifier(wrn16_1(6, channels=1), [0.5] * 3, [0.5] * 3).num_classes((1, 28, 28))
 
 
 class Auxiliary(nn.Module):
-    """As GoogLeNet: more answers in training mode."""
+    """As GoogLeNet: more outputs in training mode."""
 
     def __init__(self):
         super().__init__()
@@ -140,11 +131,13 @@ class Auxiliary(nn.Module):
         return (logits, logits) if self.training else logits
 
 
-def test_what_a_network_answers_in_training_mode_is_tried_without_a_trace():
+def test_check_train_forward():
     classifier = Classifier(Auxiliary(), (0.5,), (0.5,)).eval()
     assert classifier.num_classes((1, 4, 4)) == 3
     before = copy.deepcopy(classifier.state_dict())
-    with pytest.raises(InputError, match=r"Auxiliary must answer .* not tuple, in training mode"):
+    with pytest.raises(
+        InputError, match=r"Auxiliary must return logits .* not tuple, in training mode"
+    ):
         classifier.check_train_forward((1, 4, 4))
     assert not any(module.training for module in classifier.modules())
     Classifier(classifier.network.body, (0.5,), (0.5,)).check_train_forward((1, 4, 4))
@@ -153,7 +146,7 @@ def test_what_a_network_answers_in_training_mode_is_tried_without_a_trace():
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 16)])
-def test_num_classes_leaves_the_mode_and_the_statistics(training, shape):
+def test_num_classes__changes_nothing(training, shape):
     classifier = build_classifier(WRN).train(training)
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
     try:
@@ -165,7 +158,7 @@ def test_num_classes_leaves_the_mode_and_the_statistics(training, shape):
         assert torch.equal(value, before[key]), key
 
 
-def test_frozen_classifier_does_not_learn_but_passes_gradients_to_its_images():
+def test_freeze():
     classifier = build_classifier(WRN, [0.5], [0.5])
     assert classifier.freeze() is classifier
     assert not any(module.training for module in classifier.modules())
@@ -175,13 +168,13 @@ def test_frozen_classifier_does_not_learn_but_passes_gradients_to_its_images():
     assert all(p.grad is None and not p.requires_grad for p in classifier.parameters())
 
 
-def test_build_classifier_starts_from_fresh_weights():
+def test_build_classifier__fresh_weights():
     first, second = build_classifier(WRN), build_classifier(WRN)
     assert not torch.equal(first.network.fc.weight, second.network.fc.weight)
     assert type(first.network) is type(build_network(WRN))
 
 
-def test_build_classifier_starts_from_weights_and_their_normalisation(tmp_path):
+def test_build_classifier__weights(tmp_path):
     trained = build_classifier(WRN, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)).eval()
     save_classifier(tmp_path / "s.safetensors", trained)
     torch.save({"model": trained.network.state_dict()}, tmp_path / "s.pth")
@@ -193,10 +186,3 @@ def test_build_classifier_starts_from_weights_and_their_normalisation(tmp_path):
     assert not student.has_normalization
     student.copy_normalization(trained)
     assert torch.equal(student.eval()(images), trained(images))
-
-
-def test_arguments_may_stand_beside_the_description():
-    classifier = build_classifier({"_target_": WRN["_target_"]}, num_classes=4, channels=1)
-    assert classifier.num_classes((1, 8, 8)) == 4
-    with pytest.raises(InputError, match="weigths"):
-        build_classifier(WRN, weigths="x.pth")

@@ -20,7 +20,7 @@ def small(width=4):
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Flatten())
 
 
-def randomise(network):
+def randomize(network):
     for tensor in network.state_dict().values():
         tensor.copy_(torch.rand(tensor.shape) if tensor.is_floating_point() else tensor + 7)
 
@@ -46,9 +46,11 @@ LOADERS = {
 }
 
 
-def test_saved_file_is_an_ordinary_safetensors_file(tmp_path):
+def test_save_weights__file(tmp_path):
     network = small()
+    save_weights(tmp_path / "deep" / "w.safetensors", small(width=6), {})  # is replaced
     save_weights(tmp_path / "deep" / "w.safetensors", network, {"names": ["ä", "b"], "n": 3})
+    assert len(list((tmp_path / "deep").iterdir())) == 1
     assert same(load_file(tmp_path / "deep/w.safetensors"), network.state_dict())
     with safe_open(tmp_path / "deep/w.safetensors", framework="pt") as file:
         metadata = file.metadata()
@@ -56,7 +58,7 @@ def test_saved_file_is_an_ordinary_safetensors_file(tmp_path):
     assert {k: json.loads(v) for k, v in metadata.items()} == {"names": ["ä", "b"], "n": 3}
 
 
-def test_round_trip_keeps_every_bit_and_the_metadata(tmp_path):
+def test_round_trip(tmp_path):
     network, other = small(), small()
     with torch.no_grad():
         for tensor in other.state_dict().values():
@@ -98,18 +100,18 @@ WRAPPINGS = {
 
 @pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=list(WRAPPINGS))
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
-def test_torch_files_load_in_any_wrapping(tmp_path, wrap, suffix):
+def test_load_weights__wrappings(tmp_path, wrap, suffix):
     trained, network = small(), small()
-    randomise(trained)
+    randomize(trained)
     torch.save(wrap(trained.state_dict()), tmp_path / f"w{suffix}")
     assert load_weights(network, tmp_path / f"w{suffix}") == {}
     assert same(network.state_dict(), trained.state_dict())
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "student.network."])
-def test_safetensors_load_under_any_prefix(tmp_path, prefix):
+def test_load_weights__safetensors_prefix(tmp_path, prefix):
     trained, network = small(), small()
-    randomise(trained)
+    randomize(trained)
     save_file(prefixed(trained.state_dict(), prefix), tmp_path / "w.safetensors")
     load_weights(network, tmp_path / "w.safetensors")
     assert same(network.state_dict(), trained.state_dict())
@@ -117,8 +119,8 @@ def test_safetensors_load_under_any_prefix(tmp_path, prefix):
 
 def two_networks(path, other=None):
     teacher, student = small(), other or small()
-    randomise(teacher)
-    randomise(student)
+    randomize(teacher)
+    randomize(student)
     torch.save(
         {
             "state_dict": prefixed(teacher.state_dict(), "teacher.")
@@ -129,7 +131,7 @@ def two_networks(path, other=None):
     return teacher, student
 
 
-def test_two_networks_that_fit_are_listed_and_one_is_asked_for(tmp_path):
+def test_load_weights__two_networks(tmp_path):
     teacher, student = two_networks(tmp_path / "w.ckpt")
     network = small()
     with pytest.raises(InputError, match=r"prefix=") as caught:
@@ -143,7 +145,7 @@ def test_two_networks_that_fit_are_listed_and_one_is_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ema", "model_ema"])
-def test_averaged_weights_beside_the_plain_ones_are_not_chosen_silently(tmp_path, name):
+def test_load_weights__averaged_weights(tmp_path, name):
     state = small().state_dict()
     torch.save({"model": state, name: state}, tmp_path / "w.pth")
     with pytest.raises(InputError, match=f"'model.'.*'{name}.'"):
@@ -153,14 +155,14 @@ def test_averaged_weights_beside_the_plain_ones_are_not_chosen_silently(tmp_path
         load_weights(small(), tmp_path / "w.pth")
 
 
-def test_of_two_networks_with_the_same_names_the_one_of_the_right_width_is_taken(tmp_path):
+def test_load_weights__two_widths(tmp_path):
     _, student = two_networks(tmp_path / "w.ckpt", other=small(width=6))
     network = small(width=6)
     load_weights(network, tmp_path / "w.ckpt")
     assert same(network.state_dict(), student.state_dict())
 
 
-def test_a_part_of_a_bigger_network_is_not_taken_for_the_whole(tmp_path):
+def test_load_weights__part_of_a_bigger_network(tmp_path):
     # A ResNet-34 has every key of a ResNet-18, in the same shape.
     bigger = nn.Sequential(*small(), nn.Conv2d(4, 4, 3))
     torch.save({"state_dict": prefixed(bigger.state_dict(), "module.")}, tmp_path / "w.pth")
@@ -168,7 +170,7 @@ def test_a_part_of_a_bigger_network_is_not_taken_for_the_whole(tmp_path):
         load_weights(small(), tmp_path / "w.pth")
 
 
-def test_files_of_old_that_do_not_count_batches_load(tmp_path):
+def test_load_weights__without_batch_counts(tmp_path):
     state = small().state_dict()
     del state["1.num_batches_tracked"]
     state["1.running_mean"] += 1
@@ -178,28 +180,28 @@ def test_files_of_old_that_do_not_count_batches_load(tmp_path):
     assert same({**state, "1.num_batches_tracked": torch.tensor(0)}, network.state_dict())
 
 
-def test_a_prefix_that_is_not_there_is_named(tmp_path):
+def test_load_weights__unknown_prefix(tmp_path):
     torch.save({"state_dict": small().state_dict()}, tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"under 'ema\.'.*missing: 0\.weight"):
         load_weights(small(), tmp_path / "w.pth", prefix="ema")
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": prefixed(s, "module.")}])
-def test_another_number_of_classes_is_said_in_words(tmp_path, wrap):
+def test_load_weights__another_number_of_classes(tmp_path, wrap):
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     torch.save(wrap(nn.Sequential(*body, nn.Linear(4, 100)).state_dict()), tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"last layer \(2\) has 100 outputs, 10 are wanted"):
         load_weights(nn.Sequential(*body, nn.Linear(4, 10)), tmp_path / "w.pth")
 
 
-def test_another_width_inside_is_not_called_another_number_of_classes(tmp_path):
+def test_load_weights__another_width(tmp_path):
     save_file(small(width=5).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(InputError) as caught:
         load_weights(small(), tmp_path / "w.safetensors")
     assert "0.weight ((5, 3, 3, 3) instead of (4, 3, 3, 3))" in str(caught.value)
 
 
-def test_misfit_names_missing_unexpected_and_mismatched_keys(tmp_path):
+def test_load_weights__misfit(tmp_path):
     state = small(width=5).state_dict()
     del state["1.running_mean"]
     state["9.stranger"] = torch.zeros(1)
@@ -216,20 +218,9 @@ def test_misfit_names_missing_unexpected_and_mismatched_keys(tmp_path):
     assert same(network.state_dict(), before)
 
 
-def test_fitting_parts_are_not_called_problems(tmp_path):
-    state = small().state_dict()
-    del state["1.bias"]
-    save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(InputError) as caught:
-        load_weights(small(), tmp_path / "w.safetensors")
-    assert "missing: 1.bias" in str(caught.value)
-    assert "unexpected" not in str(caught.value)
-    assert "shape" not in str(caught.value)
-
-
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
-def test_truncated_file_is_an_input_error_that_names_it(tmp_path, suffix, kept):
+def test_read_weights__truncated(tmp_path, suffix, kept):
     path = tmp_path / f"w{suffix}"
     if suffix == ".safetensors":
         save_weights(path, small(), {})
@@ -241,36 +232,34 @@ def test_truncated_file_is_an_input_error_that_names_it(tmp_path, suffix, kept):
         read_weights(path)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "text"),
-    [
-        (".safetensors", "accuracy: 0.95\n"),
-        (".pth", "{}\n"),
-        (".pth", "accuracy: 0.95\n"),
-        (".ckpt", "hello\n"),
-        (".pth", "a"),
-    ],
-)
-def test_text_file_is_an_input_error_that_names_it(tmp_path, suffix, text):
-    (tmp_path / f"w{suffix}").write_text(text)
-    with pytest.raises(InputError, match=f"w{suffix}"):
-        read_weights(tmp_path / f"w{suffix}")
-
-
 @pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {}}, {"epoch": 3}, "text"])
-def test_file_without_tensors_is_an_input_error(tmp_path, content):
+def test_read_weights__no_tensors(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(InputError, match="no state dict"):
         read_weights(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_missing_file_is_an_input_error_that_names_it(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("w.safetensors", "accuracy: 0.95\n"),
+        ("w.pth", "{}\n"),
+        ("w.pth", "accuracy: 0.95\n"),
+        ("w.ckpt", "hello\n"),
+        ("w.pth", "a"),
+        ("w.safetensors", None),
+        ("w.pth", None),
+    ],
+)
+@pytest.mark.parametrize("trust_code", [False, True])
+def test_read_weights__other_files(tmp_path, name, text, trust_code):
+    if text is not None:
+        (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=name):
-        read_weights(tmp_path / name)
+        read_weights(tmp_path / name, trust_code)
 
 
-def test_metadata_written_by_others_is_no_damage(tmp_path):
+def test_read_weights__metadata_of_others(tmp_path):
     save_file(small().state_dict(), tmp_path / "w.safetensors", {"format": "pt", "by": "someone"})
     state, _ = read_weights(tmp_path / "w.safetensors")
     assert same(state, small().state_dict())
@@ -279,7 +268,7 @@ def test_metadata_written_by_others_is_no_damage(tmp_path):
 @pytest.mark.parametrize("load", LOADERS.values(), ids=list(LOADERS))
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
 @pytest.mark.parametrize("write", ["torch", "pickle"])
-def test_code_in_a_weight_file_never_runs(tmp_path, load, suffix, write):
+def test_load__code_does_not_run(tmp_path, load, suffix, write):
     marker, path = tmp_path / "marker", tmp_path / f"w{suffix}"
     content = {"state_dict": {"fc.weight": torch.zeros(2, 2)}, "extra": Payload(marker)}
     if write == "torch":
@@ -289,12 +278,9 @@ def test_code_in_a_weight_file_never_runs(tmp_path, load, suffix, write):
     with pytest.raises(InputError, match=r"could run code|damaged"):
         load(path)
     assert not marker.exists()
-
-
-def test_the_payload_of_the_test_above_is_live(tmp_path):
-    torch.save(Payload(tmp_path / "marker"), tmp_path / "w.pth")
-    torch.load(tmp_path / "w.pth", weights_only=False)
-    assert (tmp_path / "marker").exists()
+    if write == "torch":  # but the code would run
+        read_weights(path, trust_code=True)
+        assert marker.exists()
 
 
 class Whole(nn.Sequential):
@@ -302,13 +288,13 @@ class Whole(nn.Sequential):
 
 
 @pytest.mark.parametrize("wrap", [lambda net: net, lambda net: {"net": net, "epoch": 3}])
-def test_a_whole_pickled_network_loads_if_its_code_is_trusted(tmp_path, wrap, monkeypatch):
+def test_load_weights__pickled_network(tmp_path, wrap, monkeypatch):
     # Unpickling imports the class from its module.
     monkeypatch.setitem(sys.modules, "my_networks", types.ModuleType("my_networks"))
     monkeypatch.setattr(Whole, "__module__", "my_networks")
     sys.modules["my_networks"].Whole = Whole
     trained, network = Whole(*small()), small()
-    randomise(trained)
+    randomize(trained)
     torch.save(wrap(trained), tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"could run code.*trust_code=true"):
         load_weights(network, tmp_path / "w.pth")
@@ -316,23 +302,7 @@ def test_a_whole_pickled_network_loads_if_its_code_is_trusted(tmp_path, wrap, mo
     assert same(network.state_dict(), trained.state_dict())
 
 
-def test_trusted_code_does_run(tmp_path):
-    marker = tmp_path / "marker"
-    torch.save({"state_dict": small().state_dict(), "extra": Payload(marker)}, tmp_path / "w.pth")
-    with pytest.raises(InputError):
-        load_weights(small(), tmp_path / "w.pth")
-    assert not marker.exists()
-    load_weights(small(), tmp_path / "w.pth", trust_code=True)
-    assert marker.exists()
-
-
-def test_a_damaged_file_stays_an_input_error_when_it_is_trusted(tmp_path):
-    (tmp_path / "w.pth").write_text("hello")
-    with pytest.raises(InputError, match="damaged"):
-        read_weights(tmp_path / "w.pth", trust_code=True)
-
-
-def test_crash_while_saving_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_save_weights__crash(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     save_weights(path, small(), {"old": True})
     old = path.read_bytes()
@@ -347,21 +317,13 @@ def test_crash_while_saving_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_saving_replaces_the_old_file(tmp_path):
-    path = tmp_path / "w.safetensors"
-    save_weights(path, small(), {})
-    save_weights(path, small(width=6), {})
-    assert load_file(path)["0.weight"].shape[0] == 6
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_saved_file_has_the_mode_of_any_new_file(tmp_path):
+def test_save_weights__file_mode(tmp_path):
     (tmp_path / "plain").touch()
     save_weights(tmp_path / "w.safetensors", small(), {})
     assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_layer_under_two_names_is_written_under_both(tmp_path):
+def test_save_weights__layer_with_two_names(tmp_path):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()

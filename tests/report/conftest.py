@@ -1,4 +1,4 @@
-"""Hand-written runs: what is in the reports can be counted on fingers."""
+"""Small runs, written by hand, whose reports can be computed by hand."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ def config():
             "teacher": {**network, "weights": f"teachers/seed{seed}/t.safetensors"},
             "student": network,
             "plan": {"epochs": 2, "batch_size": 8},
-            "model": {"learning_rate": 0.1, "seed": seed},
+            "model": {"optimizer": {"_target_": "SGD", "_partial_": True, "lr": 0.1}, "seed": seed},
         }
         return OmegaConf.to_container(OmegaConf.merge(made, more))
 
@@ -40,8 +40,7 @@ def write_run(tmp_path, config):
             rows.append({"student_updates": updates, **spent, "synthesis/steps": 10 * updates})
         if rows:
             with open(path / "metrics.csv", "w", newline="") as file:
-                names = sorted({name for row in rows for name in row})
-                writer = csv.DictWriter(file, names, restval="")
+                writer = csv.DictWriter(file, sorted({name for row in rows for name in row}))
                 writer.writeheader()
                 writer.writerows(rows)
         if summary is not None:

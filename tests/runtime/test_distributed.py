@@ -1,4 +1,4 @@
-"""What a single process sees; test_distributed.py has two of them."""
+"""In a single process; tests/test_distributed.py has two."""
 
 import copy
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from nayer_pl.runtime import distributed
 
 
 class MyDDP(strategies.DDPStrategy):
-    """Somebody's own."""
+    """A user's own."""
 
 
 def trainer(strategy_class, **attributes):
@@ -28,7 +28,7 @@ def trainer(strategy_class, **attributes):
 @pytest.mark.parametrize(
     "name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAStrategy"]
 )
-def test_strategies_that_are_not_ddp_are_refused_by_name(name):
+def test_check_strategy__refused(name):
     with pytest.raises(InputError, match=f"{name}.*choose strategy=ddp"):
         distributed.check_strategy(trainer(getattr(strategies, name)))
 
@@ -36,11 +36,11 @@ def test_strategies_that_are_not_ddp_are_refused_by_name(name):
 @pytest.mark.parametrize(
     "strategy", [strategies.SingleDeviceStrategy, strategies.DDPStrategy, MyDDP]
 )
-def test_one_device_and_ddp_are_not(strategy):
+def test_check_strategy__allowed(strategy):
     distributed.check_strategy(trainer(strategy))
 
 
-def test_a_method_refuses_such_a_strategy_before_any_round(tiny_method, tiny_data, monkeypatch):
+def test_check_strategy__at_setup(tiny_method, tiny_data, monkeypatch):
     method, one = tiny_method(), Trainer(accelerator="cpu", logger=False, barebones=True)
     monkeypatch.setattr(one.strategy, "__class__", strategies.FSDPStrategy)
     method.trainer = one
@@ -48,7 +48,7 @@ def test_a_method_refuses_such_a_strategy_before_any_round(tiny_method, tiny_dat
         method.setup("fit")
 
 
-def test_batchnorm_over_all_ranks_is_refused_asked_for_or_built_in():
+def test_refuse_sync_batchnorm():
     asked = trainer(strategies.DDPStrategy, _layer_sync=object())
     plain = trainer(strategies.DDPStrategy, _layer_sync=None)
     ordinary, waiting = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.SyncBatchNorm(3))
@@ -59,22 +59,25 @@ def test_batchnorm_over_all_ranks_is_refused_asked_for_or_built_in():
             distributed.refuse_sync_batchnorm(who, module)
 
 
-def test_lightning_still_says_where_sync_batchnorm_was_asked_for():
+def test_refuse_sync_batchnorm__trainer_option():
     asked = Trainer(accelerator="cpu", devices=2, sync_batchnorm=True, logger=False)
     with pytest.raises(InputError, match="SyncBatchNorm"):
         distributed.refuse_sync_batchnorm(asked, nn.Linear(2, 2))
 
 
-def test_ddp_is_left_with_the_student_alone(tiny_method):
+def test_limit_ddp_to__student(tiny_method):
     method = tiny_method()
     distributed.limit_ddp_to(method, "student")
     kept = set(method._ddp_params_and_buffers_to_ignore)
     shared = {name for name in [*method.state_dict()] if name not in kept}
     assert shared == {f"student.{name}" for name in method.student.state_dict()}
-    assert {"generator.layers.0.weight", "conditioning.noisy_layer.weight"} <= kept
+    assert {
+        "synthesizer.generator.layers.0.weight",
+        "synthesizer.conditioning.noisy_layer.weight",
+    } <= kept
 
 
-def test_ddp_waits_for_no_gradient_of_a_method_s_own_parameter(tiny_method, tmp_path):
+def test_limit_ddp_to__own_parameter(tiny_method, tmp_path):
     method = tiny_method()
     method.latents = nn.Parameter(torch.zeros(3))  # of the method itself, in no module of it
     distributed.limit_ddp_to(method, "student")
@@ -87,7 +90,7 @@ def test_ddp_waits_for_no_gradient_of_a_method_s_own_parameter(tiny_method, tmp_
     assert {*map(id, waited_for)} == {*map(id, method.student.parameters())}
 
 
-def test_a_single_process_has_nobody_to_talk_to(tiny_classifier, monkeypatch):
+def test_single_process__no_communication(tiny_classifier, monkeypatch):
     def never(*_, **__):
         raise AssertionError("talked to other ranks")
 
@@ -103,7 +106,7 @@ def test_a_single_process_has_nobody_to_talk_to(tiny_classifier, monkeypatch):
     distributed.sync_step_and_scaler(Trainer(accelerator="cpu", barebones=True))
 
 
-def test_networks_without_running_statistics_have_nothing_to_average(monkeypatch):
+def test_all_reduce_batchnorm__no_statistics(monkeypatch):
     monkeypatch.setattr(distributed, "_several", lambda: True)
     distributed.all_reduce_batchnorm(
         nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(3, track_running_stats=False))

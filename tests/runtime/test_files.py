@@ -5,7 +5,7 @@ import pytest
 from nayer_pl.runtime import files
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_write_durably__full_disk(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -20,7 +20,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [(p.name, p.read_bytes()) for p in path.parent.iterdir()] == [("file", b"before")]
 
 
-def test_what_cannot_be_made_is_named_too(tmp_path):
+def test_cannot_write__names_the_file(tmp_path):
     (tmp_path / "file").write_text("")
     for act in (
         lambda path: files.write_durably(path, b""),
@@ -31,12 +31,12 @@ def test_what_cannot_be_made_is_named_too(tmp_path):
         assert str(tmp_path / "file" / "below") in files.cannot_write(error.value)
 
 
-def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
+def test_check_folder__leaves_nothing(tmp_path):
     files.check_folder(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_only_what_was_left_half_written_is_removed(tmp_path):
+def test_remove_unfinished(tmp_path):
     for name in ("last.ckpt", "last.ckpt.part", "student.safetensors.77.part", "student"):
         (tmp_path / name).touch()
     files.remove_unfinished(tmp_path)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from nayer_pl.runtime.precision import fastest_precision
+from nayer_pl.runtime.numerics import fastest_precision
 
 
 @pytest.fixture
@@ -32,19 +32,19 @@ def machine(monkeypatch):
         ("mps", ["amx_bf16"], None, "32-true"),
     ],
 )
-def test_bfloat16_only_where_the_hardware_multiplies_it(machine, accelerator, cpu, gpu, expected):
+def test_fastest_precision(machine, accelerator, cpu, gpu, expected):
     machine(cpu, gpu)
     assert fastest_precision(accelerator) == expected
 
 
-def test_an_older_torch_does_not_tell(machine, monkeypatch):
+def test_fastest_precision__older_torch(machine, monkeypatch):
     machine()
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert fastest_precision("cpu") == "32-true"
 
 
 @pytest.mark.parametrize(("typed", "expected"), [([], "bf16-mixed"), (["64-true"], "64-true")])
-def test_the_trainer_has_it_unless_something_else_is_typed(machine, config, typed, expected):
+def test_fastest_precision__trainer(machine, config, typed, expected):
     machine(["amx_bf16"])
     overrides = [f"trainer.precision={precision}" for precision in typed]
     cfg = config("trainer.accelerator=cpu", *overrides)

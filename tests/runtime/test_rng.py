@@ -1,18 +1,18 @@
 import torch
 
-from nayer_pl.runtime.rng import Stream, restore_generator, stream_seed
+from nayer_pl.runtime.numerics import Stream, restore_generator, stream_seed
 
 
 def numbers(rng):
     return torch.rand(5, generator=rng).tolist()
 
 
-def test_seeds_never_meet():
+def test_stream_seed__distinct():
     questions = [(s, r, p) for s in range(20) for r in range(64) for p in Stream]
     assert len({stream_seed(*question) for question in questions}) == len(questions)
 
 
-def test_a_stream_goes_on():
+def test_restore_generator():
     rng = torch.Generator().manual_seed(3)
     numbers(rng)
     state = rng.get_state()
@@ -21,7 +21,7 @@ def test_a_stream_goes_on():
     assert numbers(other) == expected
 
 
-def test_from_another_device_a_new_stream_begins():
+def test_restore_generator__other_device():
     of_cuda = torch.arange(16, dtype=torch.uint8)  # the size of a CUDA generator's state
     found = []
     for state in (of_cuda, of_cuda, of_cuda + 1):

@@ -1,16 +1,16 @@
-"""Build what a configuration describes; what a user can mend comes out as one sentence.
+"""Build what a configuration describes; what a user can correct comes out as one sentence.
 
-Hydra passes on whatever was typed. Here it is first compared with what the parameters of a class or
-function are annotated with, so that `plan.epochs=two` is not answered by an error of arithmetic.
+Hydra passes on whatever was typed. Here it is first compared with the annotated signatures, so that
+`plan.epochs=two` is not answered by an error of arithmetic; and what a constructor says about its
+parameters is told with the names that were typed.
 """
 
+import copy
 import inspect
-import json
-import math
-from collections.abc import Sequence
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -18,21 +18,18 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nayer_pl.errors import InputError, NayerError
-
-WORDS = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path",
-    NoneType: "null",
-}  # fmt: skip
+from nayer_pl.runtime.options import OptionError, check_option
 
 
 def build(node: DictConfig, **overrides: Any) -> Any:
     """Instantiate a node of a configuration, `_target_` and arguments, and those in it.
 
     Raises:
-        InputError: a `_target_` is not there, or has no such option, or not with such a value; or
+        InputError: a `_target_` does not exist, or has no such option, or not with such a value; or
             it raised an error.
         NayerError: a `_target_` raised it.
     """
+    typed: Any = copy.deepcopy(node._get_root()) if _is_config(node) else node  # Hydra resolves it
     try:
         check(node)
         return instantiate(node, **overrides)
@@ -40,12 +37,15 @@ def build(node: DictConfig, **overrides: Any) -> Any:
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, NayerError):
             cause = cause.__cause__
+        found = re.search(r"full_key: (\S+)", str(error))
+        key = found[1] if found else node._get_full_key(None)
+        if isinstance(cause, InputError):
+            raise _with_typed_names(cause, typed, key) from error
         if isinstance(cause, NayerError):
             raise cause from error
-        name = getattr(error, "full_key", None) or node._get_full_key(None)
         reason = " ".join(str(cause).partition("\n    full_key")[0].split()).rstrip(".")
         raise InputError(
-            f"'{name}' cannot be built ({reason or type(cause).__name__}); correct its options: "
+            f"'{key}' cannot be built ({reason or type(cause).__name__}); correct its options: "
             "python train.py --cfg job prints them, with what was typed."
         ) from error
 
@@ -54,112 +54,117 @@ def check(node: DictConfig) -> None:
     """Compare the options of a node, and of those in it, with what their targets take.
 
     Raises:
-        InputError: an option is missing or unknown, or has a value of another kind.
+        InputError: an option is missing or unknown, or has a value that is not allowed.
     """
     if not isinstance(node, DictConfig):  # a value that was put in its place
         return
-    known, closed = options(node.get("_target_"))
-    typed: Any = OmegaConf.to_container(node, resolve=False)
-    for key in [key for key in typed if not key.startswith("_")]:
-        name = _name(node, key, typed[key])
+    known, closed = parameters(node.get("_target_"))
+    recursive = node.get("_recursive_", True)
+    for key in [str(key) for key in node if not str(key).startswith("_")]:
+        name = typed_name(node, node._get_full_key(key))
         if closed and key not in known:
-            raise InputError(f"There is no option {name}; choose from {', '.join(known)}.")
+            raise unknown(name, known)
         if OmegaConf.is_missing(node, key):
             raise InputError(f"{name} is missing; give it as {name}=VALUE.")
         value = node[key]
-        if isinstance(value, DictConfig):
-            if "_target_" in value and node.get("_recursive_", True):
-                check(value)
-            continue
-        if isinstance(value, ListConfig):
-            nodes = [each for each in value if isinstance(each, DictConfig) and "_target_" in each]
+        inner = [value] if isinstance(value, DictConfig) else value
+        nodes = [each for each in inner if _is_target(each)] if _is_config(value) else []
+        if nodes and recursive:
             for each in nodes:
                 check(each)
-            if nodes:
-                continue
-            value = OmegaConf.to_container(value)
-        if not fits(value, known.get(key, Any)):
-            given = json.dumps(value, default=str)
-            raise InputError(f"{name} must be {in_words(known[key])}, not {given}.")
+        elif not nodes:
+            plain = OmegaConf.to_container(value, resolve=True) if _is_config(value) else value
+            check_option(name, plain, known.get(key, Any))
 
 
-def options(target: Any) -> tuple[dict[str, Any], bool]:
+def parameters(target: Any) -> tuple[dict[str, Any], bool]:
     """The parameters of a class or function, by name with their types, and whether these are all.
 
-    Where there are `**kwargs`, they are not; those of a base class are most likely among them.
+    With `**options` among them they are not; and nothing is known of a target that does not exist.
     """
-    known: dict[str, Any] = {}
     try:
         built = get_object(target)
-        classes = built.__mro__ if inspect.isclass(built) else ()
-        steps = [vars(c)["__init__"] for c in classes if "__init__" in vars(c)] or [built]
-        for i, step in enumerate(steps):
-            parameters, types = inspect.signature(step).parameters.values(), get_type_hints(step)
-            for p in parameters:
-                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self":
-                    known.setdefault(p.name, types.get(p.name, Any))
-            if all(p.kind != p.VAR_KEYWORD for p in parameters):
-                return known, i == 0
-    except Exception:  # there is no such thing, or it does not say: whoever builds it finds out
-        return known, False
-    return known, False
+        signature = inspect.signature(built)
+        step = built.__init__ if inspect.isclass(built) else built
+        types = get_type_hints(step, include_extras=True)
+    except Exception:  # what is wrong with it is said when it is built
+        return {}, False
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    known = {name: types.get(name, Any) for name, kind in kinds.items() if kind in named}
+    return known, inspect.Parameter.VAR_KEYWORD not in kinds.values()
 
 
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a plain value is of a type; types that no plain value has are not looked at.
+def unknown(name: str, known: Iterable[str]) -> InputError:
+    """The answer to an option that does not exist: the closest names, or all.
 
-    >>> fits(1, float), fits(True, int), fits("a", Literal["b"]), fits([1, 2], Sequence[int])
-    (True, False, False, True)
+    >>> print(unknown("model.generator_ler", ["generator_lr", "width"]))
+    There is no option model.generator_ler; did you mean 'generator_lr'?
     """
-    origin, parts = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return True
-    if origin in (Union, UnionType):
-        return any(fits(value, part) for part in parts)
-    if origin is Literal:
-        return value in parts
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    if kind is Path:
-        return isinstance(value, str)
-    if kind in (list, tuple):
-        return isinstance(value, list)
-    if kind in WORDS:
-        return type(value) is kind
-    if origin is tuple and parts and ... not in parts:
-        right = isinstance(value, list) and len(value) == len(parts)
-        return right and all(map(fits, value, parts))
-    if origin in (Sequence, list, tuple):
-        of = parts[0] if parts else Any
-        return isinstance(value, list) and all(fits(each, of) for each in value)
-    if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
-        return isinstance(value, kind)
-    return True
+    return InputError(f"There is no option {name}; {suggestion(name.rpartition('.')[2], known)}")
 
 
-def in_words(kind: Any) -> str:
-    """What `fits` wants.
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by a name, or everything that could be."""
+    known = list(known)
+    close = (
+        [each for each in known if each.endswith(f".{name}")]
+        or get_close_matches(name, known, n=1, cutoff=0.85)
+        or get_close_matches(name, known)
+    )
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"choose from {', '.join(known)}."
 
-    >>> in_words(Sequence[float] | None)
-    'a list of numbers or null'
+
+def typed_name(node: DictConfig, key: str) -> str:
+    """What a user types for the option at `key`: where it takes its value from, if it does.
+
+    Args:
+        node: any node of the configuration.
+        key: the full key, "datamodule.plan.epochs".
     """
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(" or ".join(map(in_words, parts)).split(" or ")))
-    if origin is Literal:
-        return " or ".join(map(str, parts))
-    if origin is tuple and parts and ... not in parts:
-        return f"a list of {len(parts)} {in_words(parts[0]).removeprefix('a ')}s"
-    if origin in (Sequence, list, tuple):
-        of = "" if not parts or parts[0] is Any else f" of {in_words(parts[0]).removeprefix('a ')}s"
-        return f"a list{of}"
-    return WORDS.get(kind) or f"a {getattr(kind, '__name__', kind)}"
+    root, name = node._get_root(), ""
+    for part in key.split("."):
+        parent = OmegaConf.select(root, name) if name else root
+        name = f"{name}.{part}" if name else part
+        if isinstance(parent, DictConfig) and part in parent.keys():  # noqa: SIM118, not ???
+            value = parent._get_node(part)
+            source = re.fullmatch(r"\$\{([\w.]+)\}", str(value._value()))  # type: ignore[union-attr]
+            name = source[1] if source else name
+    return name
 
 
-def _name(node: DictConfig, key: str, typed: Any) -> str:
-    """What a user calls an option: that from which it takes its value, if it is one."""
-    if isinstance(typed, str) and typed.startswith("${") and typed.endswith("}"):
-        inner = typed[2:-1]
-        if not set(inner) & set("${}:"):
-            return inner
-    return str(node._get_full_key(key))
+def _with_typed_names(error: InputError, root: DictConfig, key: str) -> InputError:
+    """The error of a constructor, which names its own parameters, for a user who typed options."""
+    built = OmegaConf.select(root, key) if key else root
+    if not isinstance(built, DictConfig):
+        return error
+    options = {option: f"{key}.{option}" for option in map(str, built)}
+    for inner in list(options):  # what the parts of it complain about
+        part: Any = None if OmegaConf.is_missing(built, inner) else built.get(inner)
+        if _is_target(part):
+            options |= {str(each): f"{key}.{inner}.{each}" for each in part} | options
+    names = sorted(options, key=len, reverse=True)
+    # A plain word such as "path" is an option only in "path=" and "set path", or at the beginning.
+    sure = "|".join(name for name in names if "_" in name)
+    plain = "|".join(name for name in names if "_" not in name)
+    first = error.name.partition("[")[0] if isinstance(error, OptionError) else "(?!)"
+    pattern = (
+        rf"^(?:{first})\b|(?<![\w./'])(?:(?:{sure})\b(?![/.'])|(?:{plain})(?==))"
+        rf"|(?<=[Ss]et )(?:{plain})\b(?![/.'])"
+    )
+    told = re.sub(
+        pattern,
+        lambda found: typed_name(root, options[found[0]]) if found[0] in options else found[0],
+        str(error),
+    )
+    return InputError(told) if told != str(error) else error
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, DictConfig | ListConfig)
+
+
+def _is_target(value: Any) -> bool:
+    return isinstance(value, DictConfig) and "_target_" in value

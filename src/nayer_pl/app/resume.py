@@ -14,13 +14,11 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from nayer_pl.app.checks import resolve_class_names
-from nayer_pl.app.run_dir import prepare_run_dir
-from nayer_pl.bank.files import checked
+from nayer_pl.app.run_dir import prepare_run_dir, resolve_class_names
+from nayer_pl.bank.files import read_verified
 from nayer_pl.callbacks.checkpoint import LAST, PREVIOUS
 from nayer_pl.distillation.rank_state import KEY
-from nayer_pl.errors import InputError
-from nayer_pl.runtime.libraries import first_line
+from nayer_pl.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +104,7 @@ def find_corruption(path: Path) -> str | None:
         if KEY not in content:
             return "it was not written by this program"
         for record in _bank_files(content):
-            checked(path.parent.parent / "bank", record)
+            read_verified(path.parent.parent / "bank", record)
     except Exception as error:  # a damaged pickle can raise anything
         return first_line(error)
     return None

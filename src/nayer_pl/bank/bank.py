@@ -1,45 +1,53 @@
-"""The memory bank: every image that was synthesized, in one uint8 tensor."""
+"""The memory bank: synthetic images in one uint8 tensor."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nayer_pl.errors import InputError
-from nayer_pl.synthesis.augmentation import RandomCropFlip
+from nayer_pl.runtime.options import checked
 
 
 class MemoryBank:
-    """A ring buffer of images and their wanted labels; the oldest leave when it is full.
+    """A ring buffer of images and their target labels; the oldest leave when it is full.
 
     Adding and sampling index one preallocated tensor, so neither depends on how much is in it.
 
     Args:
-        capacity: images it can hold.
+        capacity: number of images it can hold.
         image_shape: (C, H, W).
-        device: where it lives; sampling happens there.
-        memory: where the images go instead, uint8, as many bytes as they need (`allocate`).
+        device: device of the images and labels; sampling happens there.
+        memory: a uint8 tensor to keep the images in, of exactly their size (see `allocate`);
+            its device replaces `device`. None allocates one.
 
-    >>> bank = MemoryBank(capacity=4, image_shape=(1, 2, 2))
-    >>> bank.add(torch.rand(6, 1, 2, 2), torch.arange(6))
-    >>> len(bank), bank.added, sorted(bank.labels.tolist())
-    (4, 6, [2, 3, 4, 5])
+    Raises:
+        InputError: an option is out of its range.
+
+    Example:
+        >>> bank = MemoryBank(capacity=4, image_shape=(1, 2, 2))
+        >>> bank.add(torch.rand(6, 1, 2, 2), torch.arange(6))
+        >>> len(bank), bank.num_added, sorted(bank.labels.tolist())
+        (4, 6, [2, 3, 4, 5])
     """
 
+    num_added: int
+    """Images ever added, those that have left included."""
+
+    @checked
     def __init__(
         self,
-        capacity: int,
-        image_shape: Sequence[int],
+        capacity: PositiveInt,
+        image_shape: Sequence[PositiveInt],
         device: torch.device | str = "cpu",
         memory: Tensor | None = None,
     ) -> None:
-        if capacity < 1:
-            raise InputError(f"A memory bank needs room for at least one image, not {capacity}.")
         self.capacity = capacity
-        self.added = 0
+        self.num_added = 0
         channels, height, width = image_shape
         shape = (capacity, height, width, channels)  # channels last, as convolutions like it
         if memory is None:
@@ -48,16 +56,16 @@ class MemoryBank:
         self._labels = torch.empty(capacity, dtype=torch.int64, device=memory.device)
 
     def __len__(self) -> int:
-        return min(self.added, self.capacity)
+        return min(self.num_added, self.capacity)
 
     @property
     def device(self) -> torch.device:
-        """Where the images are."""
+        """Device of the images and labels."""
         return self._pixels.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes that images and labels take, with the room for those to come."""
+        """Bytes of the whole capacity, images and labels."""
         return self._pixels.nbytes + self._labels.nbytes
 
     @property
@@ -68,22 +76,26 @@ class MemoryBank:
 
     @property
     def images(self) -> Tensor:
-        """All images held, uint8 [len, C, H, W]; a view, in no order of age once the ring turns."""
+        """All images held, uint8 [N, C, H, W]; a view, not by age once the ring is full."""
         return self._pixels[: len(self)].permute(0, 3, 1, 2)
 
     @property
     def labels(self) -> Tensor:
-        """The label each image was made for, int64 [len]; a view."""
+        """The target label of each image, int64 [N]; a view."""
         return self._labels[: len(self)]
 
     def oldest_first(self) -> Tensor:
-        """Positions in `images` and `labels`, oldest first: int64 [len]."""
-        oldest = self.added % self.capacity if self.added > self.capacity else 0
+        """Positions in `images` and `labels`, oldest first: int64 [N]."""
+        oldest = self.num_added % self.capacity if self.num_added > self.capacity else 0
         return (torch.arange(len(self), device=self.device) + oldest) % len(self)
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor) -> None:
-        """Keep images, [B, C, H, W] uint8 or floats in [0, 1], and labels [B]."""
+        """Add images [B, C, H, W], uint8 or floats in [0, 1], and their target labels [B].
+
+        Raises:
+            InputError: their shapes or types do not fit.
+        """
         if images.shape[1:] != self.image_shape or labels.shape != images.shape[:1]:
             raise InputError(
                 f"The bank holds images of shape {self.image_shape}, one label each; given images "
@@ -93,11 +105,11 @@ class MemoryBank:
             raise InputError(f"The bank takes uint8 or floats in [0, 1], not {images.dtype}.")
         if images.dtype != torch.uint8:
             images = images.mul(255).round_().clamp_(0, 255)
-            images = images.to(torch.int16).to(torch.uint8)  # the direct way takes a CPU longer
-        self.added += len(images)
+            images = images.to(torch.int16).to(torch.uint8)  # the direct way is slower on a CPU
+        self.num_added += len(images)
         images, labels = images[-self.capacity :].permute(0, 2, 3, 1), labels[-self.capacity :]
-        first = (self.added - len(images)) % self.capacity
-        room = self.capacity - first  # before the ring begins anew
+        first = (self.num_added - len(images)) % self.capacity
+        room = self.capacity - first  # before the ring starts over
         for slot, part in ((first, slice(0, room)), (0, slice(room, None))):
             slots = slice(slot, slot + len(images[part]))
             self._pixels[slots], self._labels[slots] = images[part], labels[part]
@@ -106,11 +118,17 @@ class MemoryBank:
         self,
         count: int,
         rng: torch.Generator | None = None,
-        augmentation: RandomCropFlip | None = None,
+        augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw with replacement: images uint8 [count, C, H, W], augmented, and labels [count].
+        """Draw with replacement: images uint8 [count, C, H, W] and labels int64 [count].
 
-        The images are channels last in memory.
+        Args:
+            count: number of images.
+            rng: random stream on the bank's device; None for torch's global one.
+            augmentation: applied to the images, called with `rng`; None for none.
+
+        Raises:
+            InputError: the bank is empty.
         """
         if not len(self):
             raise InputError(
@@ -118,10 +136,10 @@ class MemoryBank:
                 "give the plan a warm-up or rounds per epoch."
             )
         index = torch.randint(len(self), (count,), device=self.device, generator=rng)
-        # Unlike indexing, this copies whole images.
+        # Unlike indexing, this copies whole images; they stay channels last in memory.
         images = self._pixels.index_select(0, index).permute(0, 3, 1, 2)
         if augmentation is not None:
-            images = augmentation(images, rng)
+            images = augmentation(images, rng)  # type: ignore[arg-type]
         return images, self._labels[index]
 
     def save(self, path: str | Path) -> None:
@@ -131,15 +149,28 @@ class MemoryBank:
         save_file({name: tensor.cpu() for name, tensor in content.items()}, path)
 
 
+class HoldoutLoader:
+    """Batches of what a bank holds at the time of iteration, which is after it was filled."""
+
+    def __init__(self, bank: MemoryBank, batch_size: int) -> None:
+        self.bank, self.batch_size = bank, batch_size
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        images, labels = self.bank.images, self.bank.labels
+        for start in range(0, len(self.bank), self.batch_size):
+            end = start + self.batch_size
+            yield [images[start:end], labels[start:end]]
+
+
 def read_bank(path: str | Path) -> tuple[Tensor, Tensor]:
     """Images uint8 [N, C, H, W] and labels int64 [N] of a saved bank, or of the bank of a run.
 
     Args:
         path: a file that `MemoryBank.save` wrote, or the folder `bank` of a run, whose files hold
-            every image that the run has saved.
+            every image that its checkpoints saved.
 
     Raises:
-        InputError: no bank there, or a damaged one.
+        InputError: there is no bank, or it is damaged.
     """
     files = sorted(Path(path).glob("bank-*.safetensors")) if Path(path).is_dir() else [Path(path)]
     if not files or not files[0].is_file():

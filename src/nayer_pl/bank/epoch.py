@@ -1,138 +1,89 @@
-"""The work of one epoch, in order, and the share of it that one of several ranks has."""
+"""The work of one epoch: target labels -> rounds -> batches from the bank."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nayer_pl.bank.plan import DistillationBatch, Plan, SynthesisRound, WorkItem
-from nayer_pl.errors import InputError
-from nayer_pl.runtime.distributed import check_batch_size
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one of several ranks does of a plan: every `ranks`-th round, a part of every batch.
-
-    Rounds are dealt out in turn over the whole run, so the banks of all ranks fill alike and the
-    student sees as many images as with one rank. Of a plan that is interleaved it is a part of
-    every round.
-    """
-
-    rank: int = 0
-    ranks: int = 1
-
-    def rounds(self, first: int, count: int) -> int:
-        """How many of the rounds `first`, `first + 1`, ... are this rank's."""
-        return len(range((self.rank - first) % self.ranks, count, self.ranks))
-
-    def part(self, count: int) -> slice:
-        """Which of so many images are this rank's: they are dealt out in turn."""
-        return slice(self.rank, count, self.ranks)
-
-    def room(self, plan: Plan) -> int:
-        """How many images this rank's bank holds: all that it makes in the whole run.
-
-        Where generator and student take turns, those of the latest turn, for pictures and counts.
-        """
-        rounds, size = plan.rounds_before(plan.max_epochs), plan.round_size
-        if plan.interleaved:
-            return len(range(size)[self.part(size)])
-        return self.rounds(0, rounds) * size
-
-    def check(self, plan: Plan, banked: int = 0) -> None:
-        """Raise an InputError if the plan cannot be shared out.
-
-        Args:
-            plan: of all ranks together.
-            banked: images that all ranks start with, dealt out in turn.
-        """
-        check_batch_size(plan.batch_size, self.ranks)
-        if plan.interleaved:
-            if plan.round_size < self.ranks:
-                raise InputError(
-                    f"plan.round_size={plan.round_size} images cannot be shared out among "
-                    f"{self.ranks} processes; choose at least {self.ranks}."
-                )
-            return
-        first = plan.rounds_before(plan.warmup_epochs) + plan.rounds_per_epoch
-        if max(first, banked) < self.ranks:
-            raise InputError(
-                f"The plan makes {first} rounds before the first distillation step, fewer than the "
-                f"{self.ranks} processes, and one without images cannot distil; give it a longer "
-                "warm-up (plan.warmup_epochs, plan.warmup_rounds) or use fewer devices."
-            )
+from nayer_pl.bank.bank import MemoryBank
+from nayer_pl.bank.plan import DistillationBatch, Plan, RankShard, SynthesisRound, WorkItem
 
 
 class EpochPlan:
-    """The work items of one epoch, in order, with a length (an item is made when it is due).
+    """The rounds and batches of one epoch, in order; each is made when the trainer asks for it.
 
-    All ranks get equally many items, because the trainer waits for all of them after each: where
+    All ranks have equally many items, because the trainer waits for all of them after each: where
     the rounds do not divide, some ranks get a round without targets.
 
-    Its state says how much of the epoch is done, by all ranks together; a trainer saves it in the
-    middle of an epoch. Whoever walks on from there may be another number of ranks.
+    The state counts what all ranks together have done of the epoch, so that a run can resume in the
+    middle of it with another number of ranks.
 
     Args:
-        plan: how much.
-        epoch: which epoch, from 0.
-        targets: makes the labels of a round.
-        batch: draws a distillation batch; called after the epoch's rounds were banked.
-        share: which part of it is this rank's.
+        plan: of the run.
+        epoch: number of the epoch, from 0.
+        num_classes: number of classes; a round's targets are labels below it.
+        bank: what distillation batches are sampled from.
+        shard: this rank's part of the plan; None for all of it.
+        label_rng: random stream of the targets, on the CPU.
+        rng: random stream of the samples and their augmentation, on the bank's device.
+        augmentation: applied to the sampled images, called with `rng`; None for none.
     """
 
     def __init__(
         self,
         plan: Plan,
         epoch: int,
-        targets: Callable[[], Tensor],
-        batch: Callable[[], DistillationBatch],
-        share: Share = Share(),
+        num_classes: int,
+        bank: MemoryBank,
+        shard: RankShard | None = None,
+        label_rng: torch.Generator | None = None,
+        rng: torch.Generator | None = None,
+        augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     ) -> None:
-        self.warm_up, self.share = plan.is_warm_up(epoch), share
+        self.plan, self.num_classes, self.bank = plan, num_classes, bank
+        self.shard = shard or RankShard()
+        self.label_rng, self.rng, self.augmentation = label_rng, rng, augmentation
+        self.warm_up = plan.is_warm_up(epoch)
         self.rounds, self.rounds_before = plan.rounds_in(epoch), plan.rounds_before(epoch)
         self.kd_steps = 0 if self.warm_up else plan.kd_steps
-        self.interleaved = plan.interleaved
-        self.at_once = (
-            1 if plan.interleaved else share.ranks
-        )  # rounds that are made at the same time
-        self._targets, self._batch = targets, batch
+        # Rounds in an item: one of every rank, or a single one that all ranks split.
+        self.at_once = 1 if plan.interleaved else self.shard.world_size
         self._start = self._done = {"rounds": 0, "steps": 0}
 
     def __len__(self) -> int:
         return self._items(self.rounds, self.kd_steps)
 
-    def _items(self, rounds: int, steps: int) -> int:
-        return -(-rounds // self.at_once) + steps
-
     def __iter__(self) -> Iterator[WorkItem]:
         self._done = done = dict(self._start)
+        batch_size = self.plan.batch_size // self.shard.world_size
         while done["rounds"] < self.rounds or done["steps"] < self.kd_steps:
-            if self._round_is_next(done):
-                yield self._round(done)
+            if self._is_round_next(**done):
+                made = min(self.at_once, self.rounds - done["rounds"])
+                targets = self._targets(self.rounds_before + done["rounds"], made)
+                done["rounds"] += made
+                yield SynthesisRound(targets, self.warm_up)
             else:
-                batch = self._batch()
+                batch = DistillationBatch(
+                    *self.bank.sample(batch_size, self.rng, self.augmentation)
+                )
                 done["steps"] += 1
                 yield batch
 
-    def _round_is_next(self, done: dict[str, int]) -> bool:
-        if done["rounds"] == self.rounds or not self.interleaved:
-            return done["rounds"] < self.rounds
-        return done["steps"] * self.rounds >= self.kd_steps * done["rounds"]
+    def _is_round_next(self, rounds: int, steps: int) -> bool:
+        if rounds == self.rounds or not self.plan.interleaved:
+            return rounds < self.rounds
+        return steps * self.rounds >= self.kd_steps * rounds
 
-    def _round(self, done: dict[str, int]) -> SynthesisRound:
-        turn = min(self.at_once, self.rounds - done["rounds"])
-        if self.interleaved:
-            targets = self._targets()
-            targets = targets[self.share.part(len(targets))]
-        elif self.share.rounds(self.rounds_before + done["rounds"], turn):
-            targets = self._targets()
-        else:
-            targets = torch.empty(0, dtype=torch.int64)
-        done["rounds"] += turn
-        return SynthesisRound(targets, self.warm_up)
+    def _targets(self, first: int, count: int) -> Tensor:
+        """This rank's target labels in the rounds `first`, ..., `first + count - 1`."""
+        if not self.plan.interleaved and not self.shard.rounds(first, count):
+            return torch.empty(0, dtype=torch.int64)
+        targets = round_targets(self.num_classes, self.plan.round_size, self.label_rng)
+        return targets[self.shard.slice(len(targets))] if self.plan.interleaved else targets
+
+    def _items(self, rounds: int, steps: int) -> int:
+        return -(-rounds // self.at_once) + steps
 
     def state_dict(self) -> dict[str, int]:
         """How many rounds and distillation steps of the epoch were handed out."""
@@ -148,23 +99,31 @@ class EpochPlan:
         return len(self) - self._items(*left)
 
 
-def seek_epoch(loop: Mapping[str, Any], plan: Plan, share: Share) -> None:
-    """Let a trainer that resumes in the middle of an epoch count as this number of ranks does.
+def round_targets(num_classes: int, round_size: int, rng: torch.Generator | None = None) -> Tensor:
+    """Target labels of one round, int64 [round_size]: full sets of all classes, each shuffled.
+
+    The last set is cut if it does not fit, so every class appears floor(round_size / num_classes)
+    times, and a random part of them once more.
+    """
+    sets = -(-round_size // num_classes)
+    order = torch.rand(sets, num_classes, generator=rng).argsort(dim=1)
+    return order.flatten()[:round_size]
+
+
+def seek_epoch(loop: Mapping[str, Any], epoch_plan: Callable[[int], EpochPlan]) -> None:
+    """Correct the position of a fit loop that resumes in the middle of an epoch.
+
+    The trainer counts items, of which there are more or fewer with another number of ranks.
 
     Args:
-        loop: the saved state of its fit loop; the place in the epoch is changed.
-        plan: of the run.
-        share: the rank's, now.
+        loop: saved state of the trainer's fit loop; its position in the epoch is changed.
+        epoch_plan: makes the plan of an epoch for the present number of ranks.
     """
     done, epoch = loop["state_dict"].get("combined_loader"), loop["epoch_progress"]["current"]
     if not done or epoch["processed"] == epoch["started"]:
         return
-    items = EpochPlan(plan, epoch["processed"], _never, _never, share)
+    items = epoch_plan(epoch["processed"])
     items.load_state_dict(done[0])
     place = loop["epoch_loop.batch_progress"]["current"]
     moved = items.position() - place["ready"]
     place.update({name: count + moved for name, count in place.items()})
-
-
-def _never() -> Any:
-    raise AssertionError("only counted")

@@ -1,4 +1,4 @@
-"""A bank on disk: files that are written once, so that a checkpoint only needs to name them."""
+"""A bank on disk, in files that are written once, so that a checkpoint only needs to name them."""
 
 import hashlib
 import math
@@ -15,21 +15,31 @@ from nayer_pl.errors import InputError
 from nayer_pl.runtime.distributed import first_error
 from nayer_pl.runtime.files import cannot_write, write_durably
 
-LARGEST = 256 * 1024**2  # bytes of a file; it is held in memory while it is written or read
+MAX_FILE_BYTES = 256 * 1024**2  # bytes of a file; it is held in memory while it is written or read
 
 Record = dict[str, Any]
 """A file's name and SHA-256, the number of its first image (of all ever added), how many it has."""
 
 
 class BankFiles:
-    """The files of one bank. Each holds what was added since the one before.
+    """The files of one bank; each holds the images that were added since the file before it.
 
-    A file's name contains its checksum. So no file is ever replaced by another content, checkpoints
+    A file's name contains its checksum, so a file is never replaced by other content, checkpoints
     of different age share files, and several runs may share a folder.
 
     Args:
-        folder: of the files.
-        name: what their names begin with.
+        folder: folder of the files; it is made if it is missing.
+        name: prefix of their names.
+
+    Example:
+        >>> import tempfile
+        >>> bank, copy = MemoryBank(4, (1, 2, 2)), MemoryBank(4, (1, 2, 2))
+        >>> bank.add(torch.rand(3, 1, 2, 2), torch.arange(3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     state = BankFiles(folder, "bank-0").save(bank)
+        ...     BankFiles(folder, "bank-0").load(copy, state)
+        >>> copy.labels.tolist()
+        [0, 1, 2]
     """
 
     def __init__(self, folder: str | Path, name: str) -> None:
@@ -37,31 +47,35 @@ class BankFiles:
         self.records: list[Record] = []
 
     def save(self, bank: MemoryBank) -> dict[str, Any]:
-        """Write what is new in `bank`.
+        """Write the images that were added to `bank` since the last call; called on all ranks.
 
         Returns:
-            What `load` needs, plain values: the files that hold what is in the bank now.
+            The state that `load` needs, plain values: the files that hold the present images.
 
         Raises:
-            OSError: the disk of any rank is full or cannot be written; on all of them, because
-                they save together. What was written stays, and is not written again.
+            OSError: a rank cannot write its files; raised on all ranks, because they save
+                together. Files already written stay, and are not written again.
         """
-        trouble = None
+        failure = None
         try:
             self._write_new(bank)
         except OSError as error:
-            trouble = cannot_write(error)
-        trouble = first_error(trouble)
-        if trouble is not None:
-            raise OSError(trouble)
-        return {"added": bank.added, "images": len(bank), "files": [dict(r) for r in self.records]}
+            failure = cannot_write(error)
+        failure = first_error(failure)
+        if failure is not None:
+            raise OSError(failure)
+        return {
+            "added": bank.num_added,
+            "images": len(bank),
+            "files": [dict(r) for r in self.records],
+        }
 
     def _write_new(self, bank: MemoryBank) -> None:
-        oldest = bank.added - len(bank)
+        oldest = bank.num_added - len(bank)
         first = max([oldest, *(record["first"] + record["images"] for record in self.records)])
-        at_most = max(1, LARGEST // math.prod(bank.image_shape))
-        for start in range(first, bank.added, at_most):
-            self.records.append(self._write(bank, start, min(bank.added, start + at_most)))
+        at_most = max(1, MAX_FILE_BYTES // math.prod(bank.image_shape))
+        for start in range(first, bank.num_added, at_most):
+            self.records.append(self._write(bank, start, min(bank.num_added, start + at_most)))
         self.records = [each for each in self.records if each["first"] + each["images"] > oldest]
 
     def _write(self, bank: MemoryBank, start: int, end: int) -> Record:
@@ -70,31 +84,32 @@ class BankFiles:
         content = save({"images": images, "labels": labels})
         checksum = hashlib.sha256(content).hexdigest()
         path = self.folder / f"{self.name}-{start:08d}-{checksum[:12]}.safetensors"
-        write_durably(path, content)  # also where it is there already: perhaps it was damaged since
+        write_durably(path, content)  # also over an existing file, which may be damaged
         return {"file": path.name, "sha256": checksum, "first": start, "images": end - start}
 
     def load(self, bank: MemoryBank, state: Mapping[str, Any]) -> None:
-        """Fill `bank` as it was, every image at its old place, from what `save` returned.
+        """Fill `bank` with the images of a saved state, each in its old place.
 
         Raises:
             InputError: a file is missing or damaged, or holds images of another shape.
         """
         self.records = [dict(record) for record in state["files"]]
-        bank.added = state["added"] - state["images"]
+        bank.num_added = state["added"] - state["images"]
         for images, labels in self.read(state):
             bank.add(images, labels)
 
     def reshard(
-        self, bank: MemoryBank, states: Sequence[Mapping[str, Any]], rank: int, ranks: int
+        self, bank: MemoryBank, states: Sequence[Mapping[str, Any]], rank: int, world_size: int
     ) -> None:
-        """Fill `bank` with one rank's share of what the banks of other ranks held.
+        """Fill `bank` with one rank's part of the images of all former ranks.
 
-        The files stay those of the others; the next `save` writes the share into new ones.
+        The next `save` writes them into files of this rank.
 
         Args:
-            bank: with room for it.
-            states: what `save` returned on every rank that there was.
-            rank, ranks: which of how many there are now.
+            bank: an empty bank that is large enough.
+            states: the states that `save` returned on the former ranks.
+            rank: this rank.
+            world_size: the present number of ranks.
 
         Raises:
             InputError: a file is missing or damaged.
@@ -102,28 +117,28 @@ class BankFiles:
         dealt = 0
         for state in states:
             for images, labels in self.read(state):
-                own = slice((rank - dealt) % ranks, None, ranks)
+                own = slice((rank - dealt) % world_size, None, world_size)
                 bank.add(images[own], labels[own])
                 dealt += len(labels)
 
     def read(self, state: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels that a bank held, oldest first, one file at a time.
+        """Images and labels of a saved state, oldest first, one file at a time.
 
         Raises:
             InputError: a file is missing or damaged.
         """
         oldest = state["added"] - state["images"]
         for record in state["files"]:
-            content = load(checked(self.folder, record))
+            content = load(read_verified(self.folder, record))
             skip = max(0, oldest - record["first"])
             yield content["images"][skip:], content["labels"][skip:]
 
 
-def checked(folder: str | Path, record: Mapping[str, Any]) -> bytes:
-    """The content of a file.
+def read_verified(folder: str | Path, record: Mapping[str, Any]) -> bytes:
+    """The content of a file, compared with its checksum.
 
     Raises:
-        InputError: it is missing, or not what was written.
+        InputError: the file is missing or damaged.
     """
     path = Path(folder) / record["file"]
     try:
@@ -131,5 +146,5 @@ def checked(folder: str | Path, record: Mapping[str, Any]) -> bytes:
     except OSError as error:
         raise InputError(f"The bank's file '{path}' cannot be read: {error.strerror}.") from error
     if hashlib.sha256(content).hexdigest() != record["sha256"]:
-        raise InputError(f"The bank's file '{path}' is damaged: its checksum is another.")
+        raise InputError(f"The bank's file '{path}' is damaged: its checksum is wrong.")
     return content

@@ -1,30 +1,32 @@
-"""The plan of a run: how many rounds of which labels, and how many distillation batches."""
+"""The plan of a run: how many rounds and distillation batches, and each rank's part of them."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from nayer_pl.errors import InputError
+from nayer_pl.runtime.distributed import check_batch_size
+from nayer_pl.runtime.options import check_fields
 
 
 class SynthesisRound(NamedTuple):
-    """Make one batch of images for these labels and bank it."""
+    """Synthesize one batch of images for these labels and add it to the bank."""
 
     targets: Tensor
-    """Wanted labels, int64 [round_size]; none where only other ranks have a round to make."""
+    """Target labels, int64 [round_size]; empty where only other ranks have a round."""
     warm_up: bool
-    """The student has learned nothing yet: its opinion does not count."""
+    """The student has learned nothing yet, so its predictions do not count."""
 
 
 class DistillationBatch(NamedTuple):
-    """Banked images for one step of the student; each rank has its share of the batch."""
+    """Banked images for one step of the student: this rank's part of the batch."""
 
     images: Tensor
-    """uint8 [share, C, H, W] from the bank; floats in [0, 1] once on the device."""
+    """uint8 [B, C, H, W] from the bank; floats in [0, 1] once they are on the device."""
     labels: Tensor
-    """The labels that the images were made for, int64 [share]."""
+    """The target labels that the images were made for, int64 [B]."""
 
 
 WorkItem = SynthesisRound | DistillationBatch
@@ -35,10 +37,9 @@ class Plan:
     """How much is synthesized and distilled (NAYER, section 4.1).
 
     A warm-up epoch is `warmup_rounds` rounds. A distillation epoch is `rounds_per_epoch` rounds,
-    then `kd_steps` batches; or, where generator and student take turns, both in turn. Sizes are
-    totals, whatever the number of ranks: the rounds are shared out among them, and every
-    distillation batch is. Where they take turns, every rank makes its part of every round, so that
-    a turn is the same number of steps on any number of ranks.
+    then `kd_steps` batches. If it is `interleaved`, the batches are spread evenly after the rounds.
+    Sizes are totals over all ranks. The ranks take turns with the rounds and split every batch; of
+    an interleaved plan they split every round too, so that its steps do not depend on their number.
 
     Args:
         epochs: distillation epochs, the paper's E.
@@ -51,29 +52,32 @@ class Plan:
         allow_partial_classes: allow rounds of fewer images than there are classes; each then
             holds a random part of the classes.
         interleaved: spread the rounds of a distillation epoch evenly among its batches.
+
+    Raises:
+        InputError: an option is out of its range, or the plan makes no images.
+
+    Example:
+        >>> plan = Plan(epochs=100, warmup_epochs=20)
+        >>> plan.max_epochs, plan.images
+        (120, 160000)
     """
 
-    epochs: int = 100
-    warmup_epochs: int = 20
-    warmup_rounds: int = 10
-    rounds_per_epoch: int = 2
-    kd_steps: int = 400
-    round_size: int = 400
-    batch_size: int = 512
+    epochs: PositiveInt = 100
+    warmup_epochs: NonNegativeInt = 20
+    warmup_rounds: NonNegativeInt = 10
+    rounds_per_epoch: NonNegativeInt = 2
+    kd_steps: PositiveInt = 400
+    round_size: PositiveInt = 400
+    batch_size: PositiveInt = 512
     allow_partial_classes: bool = False
     interleaved: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "kd_steps", "round_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"plan.{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("warmup_epochs", "warmup_rounds", "rounds_per_epoch"):
-            if getattr(self, name) < 0:
-                raise InputError(f"plan.{name} must not be negative: {getattr(self, name)}.")
+        check_fields(self)
         if not (self.warmup_epochs * self.warmup_rounds or self.rounds_per_epoch):
             raise InputError("The plan makes no images: give it a warm-up or rounds per epoch.")
         if self.warmup_epochs and not self.warmup_rounds:
-            raise InputError("Warm-up epochs without rounds: set plan.warmup_epochs=0 instead.")
+            raise InputError("Warm-up epochs without rounds: set warmup_epochs=0 instead.")
 
     @property
     def max_epochs(self) -> int:
@@ -99,12 +103,50 @@ class Plan:
         return epoch < self.warmup_epochs
 
 
-def round_targets(num_classes: int, round_size: int, rng: torch.Generator | None = None) -> Tensor:
-    """Labels of one round, int64 [round_size]: full sets of all classes, each set shuffled.
+@dataclass(frozen=True)
+class RankShard:
+    """One rank's part of a plan: every `world_size`-th round and a slice of every batch.
 
-    A set that does not fit whole is cut, so every class appears floor(size / classes) times, and
-    a random part of them once more.
+    The ranks take turns with the rounds of the whole run, so their banks fill alike and the student
+    sees as many images as on one rank. Of an interleaved plan each has a slice of every round.
     """
-    sets = -(-round_size // num_classes)
-    order = torch.rand(sets, num_classes, generator=rng).argsort(dim=1)
-    return order.flatten()[:round_size]
+
+    rank: int = 0
+    world_size: int = 1
+
+    def rounds(self, first: int, count: int) -> int:
+        """How many of the rounds `first`, ..., `first + count - 1` are this rank's."""
+        return len(range((self.rank - first) % self.world_size, count, self.world_size))
+
+    def slice(self, count: int) -> slice:
+        """Which of `count` images are this rank's: every `world_size`-th."""
+        return slice(self.rank, count, self.world_size)
+
+    def capacity(self, plan: Plan) -> int:
+        """Images in this rank's bank: all that it makes, or its slice of one interleaved round."""
+        rounds, size = plan.rounds_before(plan.max_epochs), plan.round_size
+        if plan.interleaved:
+            return len(range(size)[self.slice(size)])
+        return self.rounds(0, rounds) * size
+
+    def check(self, plan: Plan, banked: int = 0) -> None:
+        """Raise an InputError if the plan cannot be split among the ranks.
+
+        Args:
+            plan: of all ranks together.
+            banked: images that the banks of all ranks together start with.
+        """
+        ranks = self.world_size
+        check_batch_size(plan.batch_size, ranks)
+        first = plan.rounds_before(plan.warmup_epochs) + plan.rounds_per_epoch
+        if plan.interleaved and plan.round_size < ranks:
+            raise InputError(
+                f"A round of round_size={plan.round_size} images cannot be split among {ranks} "
+                f"processes; choose at least {ranks}."
+            )
+        if not plan.interleaved and max(first, banked) < ranks:
+            raise InputError(
+                f"The plan makes {first} rounds before the first distillation step, fewer than the "
+                f"{ranks} processes, and a process without images cannot distill; use a longer "
+                "warm-up (warmup_epochs, warmup_rounds) or fewer devices."
+            )

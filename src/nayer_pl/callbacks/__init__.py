@@ -1,11 +1,9 @@
 """Lightning callbacks and loggers: checkpoints, progress bars, timers, pictures and files."""
 
 from nayer_pl.callbacks.checkpoint import Checkpoints
-from nayer_pl.callbacks.curves import Curves
 from nayer_pl.callbacks.export import Export
-from nayer_pl.callbacks.progress import PhaseProgressBar
-from nayer_pl.callbacks.samples import SampleGrid, sample_grid
-from nayer_pl.callbacks.timer import PhaseTimer
+from nayer_pl.callbacks.pictures import Curves, SampleGrid, sample_grid
+from nayer_pl.callbacks.progress import PhaseProgressBar, PhaseTimer
 
 __all__ = [
     "Checkpoints",

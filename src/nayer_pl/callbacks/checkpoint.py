@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from pydantic import NonNegativeFloat
 
-from nayer_pl.callbacks.metrics_file import MetricsFile, restore_rows, rows
+from nayer_pl.callbacks.loggers import MetricsFile, restore_rows, rows
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.files import cannot_write, sync_folder, write_durably
 from nayer_pl.runtime.options import checked

@@ -1,54 +1,70 @@
 """Real images for training a teacher, in augmented batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from pydantic import PositiveInt
 from torch import Tensor
 
-from nayer_pl.data.batches import Batches
-from nayer_pl.data.images import Images, ImageSource, Split, open_split
-from nayer_pl.errors import require
+from nayer_pl.data.batches import (
+    Batches,
+    Images,
+    ImageSource,
+    Split,
+    StepBatches,
+    open_split,
+    pinned_for,
+)
 from nayer_pl.runtime import distributed
-from nayer_pl.runtime.rng import Stream, restore_generator, stream_seed
-from nayer_pl.synthesis.augmentation import RandomCropFlip
+from nayer_pl.runtime.numerics import Stream, restore_generator, stream_seed
+from nayer_pl.runtime.options import checked
 
 
 class RealDataModule(LightningDataModule):
     """Training and evaluation split of real images.
 
     Args:
-        source: where they come from.
+        source: source of the images.
         batch_size: images per training step, over all ranks.
-        augmentation: applied to training images, on the device; None for none.
-        epochs: how long to train; `run.train` gives it to the trainer.
-        eval_batch_size: images per evaluation step, on each rank.
-        num_classes: what the labels must be of; None does not check them.
-        seed: of the order of the training images and their augmentation.
+        augmentation: augmentation of the training images (a teacher's training), any callable that
+            takes uint8 images [B, C, H, W] and a random generator on their device; None for none.
+        epochs: epochs of training; `max_epochs` gives it to the trainer.
+        eval_batch_size: images per evaluation step on each rank.
+        num_classes: number of classes that the labels must fit; None does not check them.
+        seed: seed of the order of the training images and of their augmentation.
         image_shape: (C, H, W) that the images must have; None does not check them.
 
     Raises:
-        InputError: no epoch, or no image in a batch.
+        InputError: an option is out of its range.
+
+    Example:
+        >>> from nayer_pl.data import Digits
+        >>> data = RealDataModule(Digits(image_size=8), batch_size=32)
+        >>> data.setup("validate")
+        >>> data.image_shape
+        (1, 8, 8)
     """
 
+    has_real_images = True
+
+    @checked
     def __init__(
         self,
         source: ImageSource,
-        batch_size: int = 128,
-        augmentation: RandomCropFlip | None = None,
-        epochs: int = 1,
-        eval_batch_size: int = 500,
-        num_classes: int | None = None,
+        batch_size: PositiveInt = 128,
+        augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        epochs: PositiveInt = 1,
+        eval_batch_size: PositiveInt = 500,
+        num_classes: PositiveInt | None = None,
         seed: int = 0,
-        image_shape: Sequence[int] | None = None,
+        image_shape: Sequence[PositiveInt] | None = None,
     ) -> None:
         super().__init__()
-        require(epochs >= 1, "plan.epochs", "at least 1", epochs)
-        require(batch_size >= 1, "plan.batch_size", "at least 1", batch_size)
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.augmentation, self.max_epochs = augmentation, epochs
-        self.num_classes, self.seed, self._wanted_shape = num_classes, seed, image_shape
+        self.num_classes, self.seed, self._expected_shape = num_classes, seed, image_shape
         self._rng: torch.Generator | None = None
         self._train: Images | None = None
         self._evaluation: Images | None = None
@@ -57,12 +73,12 @@ class RealDataModule(LightningDataModule):
         """Open the splits that this stage needs, once.
 
         Raises:
-            InputError: the batch cannot be shared out among the ranks, or a split is not usable.
+            InputError: the batch cannot be split among the ranks, or a split cannot be used.
         """
         if stage == "fit":
             distributed.check_batch_size(self.batch_size, self._rank()[1])
             if self.trainer is not None:
-                # Every epoch has an order of its own: the trainer must ask every time.
+                # Every epoch has its own order, so the trainer must ask for it every time.
                 self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
             if self._train is None:
                 self._train = self._open("train")
@@ -70,10 +86,10 @@ class RealDataModule(LightningDataModule):
             self._evaluation = self._open("evaluation")
 
     def _open(self, split: Split) -> Images:
-        return open_split(self.source, split, self.num_classes, self._wanted_shape)
+        return open_split(self.source, split, self.num_classes, self._expected_shape)
 
     def _rank(self) -> tuple[int, int]:
-        """Which of how many processes this is."""
+        """This process and the number of processes."""
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
@@ -87,24 +103,22 @@ class RealDataModule(LightningDataModule):
         """Shuffled batches of this epoch, the incomplete last one dropped."""
         assert self._train is not None
         rank, world = self._rank()
-        share = min(self.batch_size, len(self._train.labels)) // world
+        batch_size = max(1, min(self.batch_size, len(self._train.labels)) // world)
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        return Batches(self._train, max(1, share), True, self.seed, epoch, rank, world)
-
-    has_real_images = True
+        return Batches(self._train, batch_size, True, self.seed, epoch, rank, world)
 
     def evaluation_batches(self) -> Batches:
-        """What a network is judged on."""
+        """The images that a network is evaluated on."""
         return self.val_dataloader()
 
     def val_dataloader(self) -> Batches:
         """The evaluation split in order."""
         assert self._evaluation is not None
         rank, world = self._rank()
-        return Batches(self._evaluation, self.eval_batch_size, rank=rank, world=world)
+        return Batches(self._evaluation, self.eval_batch_size, rank=rank, world_size=world)
 
     def _random(self, device: torch.device) -> torch.Generator:
-        """This rank's stream of crops and flips."""
+        """This rank's random stream of the augmentation."""
         if self._rng is None:
             seed = stream_seed(self.seed, self._rank()[0], Stream.CROPS)
             self._rng = torch.Generator(device).manual_seed(seed)
@@ -117,20 +131,75 @@ class RealDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on with the stream of this rank, if it was there."""
+        """Resume the random stream of this rank, if it was saved."""
         assert self.trainer is not None
         states, (rank, _) = state_dict["ranks"], self._rank()
         if rank < len(states) and states[rank] is not None:
             restore_generator(self._random(self.trainer.strategy.root_device), states[rank])
 
     def on_before_batch_transfer(self, batch: list[Tensor], _: int) -> list[Tensor]:
-        """From memory that is not pinned, the transfer would wait for the GPU."""
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return [part.pin_memory() for part in batch] if on_gpu else batch
+        """Pin images on the host for the transfer to a GPU."""
+        trainer = self.trainer
+        return batch if trainer is None else pinned_for(trainer.strategy.root_device, batch)
 
     def on_after_batch_transfer(self, batch: list[Tensor], _: int) -> tuple[Tensor, Tensor]:
-        """Uint8 -> [0, 1], augmented while training."""
+        """Convert uint8 images to floats in [0, 1], augmented while training."""
         images, labels = batch
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
             images = self.augmentation(images, self._random(images.device))
         return images.to(torch.float32) / 255, labels
+
+
+class SteppedDataModule(RealDataModule):
+    """Real images in epochs of a fixed number of steps, as a data-free run has them.
+
+    Args:
+        source: source of the images.
+        steps: batches in an epoch, whatever the size of the data set.
+        batch_size: see `RealDataModule`, as all that follow.
+        augmentation: augmentation of the training images.
+        epochs: epochs of training.
+        eval_batch_size: images per evaluation step on each rank.
+        num_classes: number of classes that the labels must fit.
+        seed: seed of the order and the augmentation.
+        image_shape: (C, H, W) that the images must have.
+
+    Raises:
+        InputError: an option is out of its range.
+
+    Example:
+        >>> from nayer_pl.data import Digits
+        >>> data = SteppedDataModule(Digits(image_size=8), steps=400, batch_size=512)
+        >>> data.setup("fit")
+        >>> len(data.train_dataloader())
+        400
+    """
+
+    @checked
+    def __init__(
+        self,
+        source: ImageSource,
+        steps: PositiveInt,
+        batch_size: PositiveInt = 128,
+        augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        epochs: PositiveInt = 1,
+        eval_batch_size: PositiveInt = 500,
+        num_classes: PositiveInt | None = None,
+        seed: int = 0,
+        image_shape: Sequence[PositiveInt] | None = None,
+    ) -> None:
+        super().__init__(
+            source,
+            batch_size,
+            augmentation,
+            epochs,
+            eval_batch_size,
+            num_classes,
+            seed,
+            image_shape,
+        )
+        self.steps = steps
+
+    def train_dataloader(self) -> StepBatches:
+        """Shuffled batches of this epoch."""
+        return StepBatches(super().train_dataloader(), self.steps)

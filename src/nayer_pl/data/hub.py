@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nayer_pl.data.folder import SUFFIXES
-from nayer_pl.data.images import Split
-from nayer_pl.data.source import PictureSource, one_of
-from nayer_pl.data.stream import Encoded
+from nayer_pl.data.batches import Split
+from nayer_pl.data.decoding import EncodedImages
+from nayer_pl.data.folder import SUFFIXES, PictureSource, first_found
 from nayer_pl.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,27 +27,33 @@ LABEL_COLUMNS = ("label", "fine_label", "labels")
 
 @dataclass(frozen=True)
 class HubImages(PictureSource):
-    """A set with an image column and a label column.
+    """A data set of the Hub with an image column and a label column.
 
-    `path` is a name on the Hub, or a local dataset folder (such as a copy of the Hub's files).
+    `path` is a name on the Hub, or a local folder (such as a copy of the Hub's files). All options
+    of `PictureSource`, and:
 
     Args:
-        image_column, label_column: their names, where they are none of the usual ones.
-        name: of the configuration, for a set that has several.
+        image_column: name of the image column; None for image or img.
+        label_column: name of the label column; None for label, fine_label or labels.
+        name: name of the configuration, for a set that has several.
+
+    Example:
+        >>> HubImages("uoft-cs/cifar10", image_shape=(3, 32, 32)).split_names("train")
+        ('train',)
     """
 
     image_column: str | None = None
     label_column: str | None = None
     name: str | None = None
 
-    def find(self, split: Split) -> tuple[Encoded, Tensor]:
+    def find(self, split: Split) -> tuple[EncodedImages, Tensor]:
         """Download (or open) one split.
 
         Raises:
-            InputError: no such data set, no such split, or no such column.
+            InputError: the data set, split or column does not exist.
         """
         dataset, name = self._open(split)
-        images = one_of(dataset.column_names, self._columns("image"), "column")
+        images = first_found(self._columns("image"), dataset.column_names, "column")
         column = self._label_column(dataset.features)
         labels = [-1 if label is None else label for label in dataset[column][:]]
         return _Rows(dataset, images, name), torch.tensor(labels, dtype=torch.int64)
@@ -57,7 +62,7 @@ class HubImages(PictureSource):
         """The names of the label column, without reading an image.
 
         Raises:
-            InputError: no such data set, or it does not name its classes.
+            InputError: the data set does not exist, or does not name its classes.
         """
         import datasets
 
@@ -65,8 +70,8 @@ class HubImages(PictureSource):
         column = self._label_column(features)
         if not isinstance(features[column], datasets.ClassLabel):
             raise InputError(
-                f"The data set '{self.path}' does not name its classes; set data.class_names to a "
-                "list or a file."
+                f"The data set '{self.path}' does not name its classes; set class_names to a list "
+                "or a file."
             )
         return list(features[column].names)
 
@@ -75,18 +80,18 @@ class HubImages(PictureSource):
         return (given,) if given else IMAGE_COLUMNS if kind == "image" else LABEL_COLUMNS
 
     def _label_column(self, features: "Features") -> str:
-        column = one_of(list(features), self._columns("label"), "column")
+        column = first_found(self._columns("label"), list(features), "column")
         kind = str(getattr(features[column], "dtype", features[column]))
         if not kind.startswith(("int", "uint")):
             raise InputError(
                 f"The column '{column}' of the data set '{self.path}' holds no class numbers "
-                f"({kind}); name the one that does, data.source.label_column=NAME."
+                f"({kind}); name the one that does, label_column=NAME."
             )
         return column
 
     def _open(self, split: Split) -> tuple["Dataset", str]:
-        """A split, and what it is called here."""
-        # Heavy to import, and needed by those only who use it.
+        """A split, and its name in this data set."""
+        # Imported here because it is slow and only these images need it.
         import datasets
 
         with self._clear_errors():
@@ -121,7 +126,7 @@ class HubImages(PictureSource):
     def _files(self, names: Sequence[str]) -> tuple[dict[str, list[str]], str]:
         """The files of the first of these splits: without them all splits would be read."""
         files = self._builder().config.data_files or {}
-        name = one_of([str(key) for key in files], names, "split")
+        name = first_found(names, [str(key) for key in files], "split")
         return {name: list(files[name])}, name
 
     def _builder(self, files: dict[str, list[str]] | None = None) -> "DatasetBuilder":
@@ -129,22 +134,24 @@ class HubImages(PictureSource):
 
         place = self._location()
         builder = datasets.load_dataset_builder(place, self.name, data_files=files)
-        if builder.info.builder_name == "imagefolder":  # it numbers the classes of each split anew
+        if (
+            builder.info.builder_name == "imagefolder"
+        ):  # it numbers the classes of each split on its own
             if Path(place).is_dir():
                 raise InputError(
                     f"'{self.path}' is a folder of picture files; read it with "
-                    "data.source._target_=nayer_pl.FolderImages."
+                    "nayer_pl.FolderImages."
                 )
             if not _same_classes(builder.config.data_files or {}):
                 raise InputError(
                     f"'{self.path}' is made of picture files, and its splits do not have the same "
-                    "class folders; download it, set data.path to that folder, and read it with "
-                    "data.source._target_=nayer_pl.FolderImages."
+                    "class folders; download it, set path to that folder, and read it with "
+                    "nayer_pl.FolderImages."
                 )
         return builder
 
     def _prepared(self, split: Split) -> tuple["Dataset", str] | None:
-        """What an earlier run downloaded, for one without a network."""
+        """The split that an earlier run downloaded, for a run without a network."""
         import datasets
         from datasets.naming import camelcase_to_snakecase
 
@@ -153,30 +160,32 @@ class HubImages(PictureSource):
         root = Path(datasets.config.HF_DATASETS_CACHE) / folder
         if Path(self._location()).is_dir() or not root.is_dir():
             return None
-        for wanted in self.split_names(split):
-            first = [*root.glob(f"{self.name or ''}*/*/*/*-{wanted}.arrow")]
-            first += root.glob(f"{self.name or ''}*/*/*/*-{wanted}-00000-of-*.arrow")
+        for name_here in self.split_names(split):
+            first = [*root.glob(f"{self.name or ''}*/*/*/*-{name_here}.arrow")]
+            first += root.glob(f"{self.name or ''}*/*/*/*-{name_here}-00000-of-*.arrow")
             if first:
                 newest = max(first, key=lambda path: path.stat().st_mtime).parent
-                files = sorted(newest.glob(f"*-{wanted}*.arrow"))
+                files = sorted(newest.glob(f"*-{name_here}*.arrow"))
                 parts = [datasets.Dataset.from_file(str(file)) for file in files]
-                return datasets.concatenate_datasets(parts), wanted
+                return datasets.concatenate_datasets(parts), name_here
         return None
 
     def _location(self) -> str:
         if self.path is None:
-            raise InputError("Which data set? Set data.path to a name on the Hub or a folder.")
+            raise InputError("No data set is given: set path to a name on the Hub or a folder.")
         place = Path(self.path).expanduser()
         if place.is_file():
-            raise InputError(f"'{place}' is a file; set data.path to the folder of a data set.")
+            raise InputError(f"'{place}' is a file; set path to the folder of a data set.")
         local = place.is_absolute() or self.path.startswith(".") or len(place.parts) > 2
         if local and not place.is_dir():
-            raise InputError(f"There is no folder '{place}'; set data.path to one, or to a name.")
+            raise InputError(
+                f"There is no folder '{place}'; set path to a folder, or to a name on the Hub."
+            )
         return str(place)
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """One sentence for whatever `datasets`, its downloads and its file formats raise."""
+        """Turn any error of `datasets`, its downloads and file formats into an InputError."""
         try:
             yield
         except InputError:
@@ -187,7 +196,7 @@ class HubImages(PictureSource):
             reason = " ".join(line.strip() for line in lines[:2]).rstrip(".")
             raise InputError(
                 f"The data set '{self.path}' cannot be opened ({reason}); for a local copy set "
-                "data.path to a folder in the Hub's layout."
+                "path to a folder in the Hub's layout."
             ) from error
 
 

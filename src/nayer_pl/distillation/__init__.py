@@ -2,6 +2,6 @@
 
 from nayer_pl.distillation.base import TeacherStudentModule
 from nayer_pl.distillation.module import DataFreeDistillation
-from nayer_pl.distillation.schedules import step_decay
+from nayer_pl.distillation.student import step_decay
 
 __all__ = ["DataFreeDistillation", "TeacherStudentModule", "step_decay"]

@@ -114,7 +114,7 @@ class TeacherStudentModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Restore what building and Lightning's own restoring would overwrite."""
-        self.rank_state.restore_random_numbers()
+        self.rank_state.finish_loading()
 
     def teardown(self, stage: str) -> None:
         """Forget the teacher's faster copy, which does not follow to another device."""

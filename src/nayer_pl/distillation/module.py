@@ -4,7 +4,7 @@ Read `training_step` first: a work item of the plan is either a synthesis round 
 student, and both are written out below it. How images are made is the synthesizer's business.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ from nayer_pl.distillation.guards import (
     describe_nonfinite,
     gradient_norm,
 )
-from nayer_pl.distillation.results import collect_results
-from nayer_pl.distillation.state import DistillationState
+from nayer_pl.distillation.rank_state import DistillationState
+from nayer_pl.distillation.reporting import collect_results
 from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, scales_losses
 from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.losses.distillation import KLDivergence, StudentLoss
@@ -31,7 +31,7 @@ from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.hooks import frozen
 from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime import distributed
-from nayer_pl.runtime.rng import Stream, stream_seed
+from nayer_pl.runtime.numerics import Stream, stream_seed
 from nayer_pl.synthesis.synthesizer import Synthesizer
 
 
@@ -71,7 +71,7 @@ class DataFreeDistillation(TeacherStudentModule):
         # A mean that leaves NaN out would hide what must stop the run.
         self.synthesis_loss = MeanMetric(nan_strategy="disable")
         self.collapse = CollapseMonitor(synthesizer.lr_name)
-        self.state = DistillationState(self)
+        self.rank_state: DistillationState = DistillationState(self)
         self.student_updates = self.rounds = self.synthesis_steps = 0
         self._results: dict[str, Any] = {}
 
@@ -79,7 +79,7 @@ class DataFreeDistillation(TeacherStudentModule):
 
     def training_step(self, item: WorkItem, _: int) -> None:
         """Do what the plan's next item says."""
-        self.state.restore_batchnorm_buffers()
+        self.rank_state.restore_batchnorm_buffers()
         if isinstance(item, SynthesisRound):
             self._synthesis_round(item)
         else:
@@ -103,8 +103,8 @@ class DataFreeDistillation(TeacherStudentModule):
         error = describe_nonfinite(terms, names, f"round {self.rounds}", synthesizer.lr_name)
         if error is not None:
             return error
-        conditional = synthesizer.class_conditional
-        labels = item.targets if conditional else self._teacher_labels(images)
+        targeted = synthesizer.class_conditional
+        labels = item.targets if targeted else self.teacher.predict(images)
         self.datamodule.add(images, labels)
         lowest = terms[terms[:, names.index("loss")].argmin()].tolist()
         best = dict(zip(names, lowest, strict=True))
@@ -162,16 +162,12 @@ class DataFreeDistillation(TeacherStudentModule):
         if reporting.should_log(self.trainer, update):
             self._report_kd_loss()
 
-    @torch.no_grad()
-    def _teacher_labels(self, images: Tensor) -> Tensor:
-        return self.teacher(images).argmax(1)
-
     # Reports
 
     def _report_round(self, images: Tensor, labels: Tensor, terms: dict[str, float]) -> None:
         agreement = None
         if self.synthesizer.class_conditional:
-            agreement = float((self._teacher_labels(images) == labels).float().mean())
+            agreement = float((self.teacher.predict(images) == labels).float().mean())
             terms = {**terms, "label_agreement": agreement}
         self.collapse.update(images, agreement, self.datamodule.num_classes)
         reporting.log_progress(self.trainer, {"synthesis": terms["loss"]})
@@ -190,17 +186,22 @@ class DataFreeDistillation(TeacherStudentModule):
         distributed.check_strategy(self.trainer)
         distributed.refuse_sync_batchnorm(self.trainer, self)
         if stage == "fit":
-            epochs, planned = self.trainer.max_epochs or 0, self.datamodule.max_epochs
-            if not 0 < epochs <= planned:
-                raise InputError(
-                    f"max_epochs must be from 1 to the plan's {planned}, as in "
-                    f"Trainer(max_epochs=plan.max_epochs), not {epochs}."
-                )
+            self._check_plan()
         self.to(memory_format=torch.channels_last)
         distributed.limit_ddp_to(self, "student")
         seed = stream_seed(self.seed, self.global_rank, Stream.NOISE)
         device = self.trainer.strategy.root_device  # where this module is going to be
         self.synthesizer.rng = torch.Generator(device).manual_seed(seed)
+
+    def _check_plan(self) -> None:
+        plan, limit = self.datamodule.plan, self.synthesizer.round_size
+        epochs, planned = self.trainer.max_epochs or 0, plan.max_epochs
+        if not 0 < epochs <= planned:
+            wanted = f"from 1 to the plan's {planned}, as in Trainer(max_epochs=plan.max_epochs)"
+            raise InputError(f"max_epochs must be {wanted}, not {epochs}.")
+        if limit is not None and limit < plan.round_size:
+            wanted = f"at least the plan's, which is {plan.round_size}"
+            raise InputError(f"round_size must be {wanted}, not {limit}.")
 
     def configure_optimizers(self) -> Any:
         """The student's with its schedule over distillation epochs; then the synthesizer's."""
@@ -211,11 +212,6 @@ class DataFreeDistillation(TeacherStudentModule):
 
     def on_fit_start(self) -> None:
         """Check that the parts fit, and ask the teacher about the evaluation images, once."""
-        planned, limit = self.datamodule.plan.round_size, self.synthesizer.round_size
-        if limit is not None and limit < planned:
-            raise InputError(
-                f"round_size must be at least the plan's, which is {planned}, not {limit}."
-            )
         self.prepare_networks(self.datamodule.image_shape, self.datamodule.num_classes)
         if self.compiled:  # functions, not modules: neither parameter names nor evaluation change
             fuse: Any = torch.compile(self.student_objective, dynamic=False)
@@ -224,15 +220,10 @@ class DataFreeDistillation(TeacherStudentModule):
         if not self.rank_state.resumed:
             self.synthesizer.start_run()
 
-    def on_train_start(self) -> None:
-        """Restore what building and Lightning's own restoring would overwrite."""
-        super().on_train_start()
-        self.state.restore_optimizers()
-
     def on_train_epoch_start(self) -> None:
         """Tell the synthesizer."""
-        warmup_epochs = self.datamodule.plan.warmup_epochs
-        self.synthesizer.start_epoch(self.current_epoch, warmup_epochs, self.trainer.optimizers)
+        warmup, optimizers = self.datamodule.plan.warmup_epochs, self.trainer.optimizers
+        self.synthesizer.start_epoch(self.current_epoch, warmup, optimizers)
 
     def on_train_epoch_end(self) -> None:
         """Average BatchNorm statistics across ranks, and step the learning-rate schedule."""
@@ -244,28 +235,6 @@ class DataFreeDistillation(TeacherStudentModule):
     def on_train_end(self) -> None:
         """Collect the results, while all ranks are still there to be asked."""
         self._results = collect_results(self)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the student and the place in the plan, and what each rank has to itself."""
-        super().on_save_checkpoint(checkpoint)
-        self.state.save(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` added."""
-        super().on_load_checkpoint(checkpoint)
-        self.state.load(checkpoint)
-
-    def run_identity(self) -> dict[str, str]:
-        """See `Resumable`."""
-        return self.state.identity()
-
-    def rank_state_dict(self) -> dict[str, Any]:
-        """See `Resumable`."""
-        return self.state.rank_state_dict()
-
-    def load_rank_state_dict(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """See `Resumable`."""
-        self.state.load_rank_state_dict(states, rank)
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary; empty until training has ended."""

@@ -7,45 +7,32 @@ because only one of them writes the file.
 import random
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from nayer_pl.errors import InputError
+from nayer_pl.networks.registry import described
+from nayer_pl.networks.weights import fingerprint
 from nayer_pl.runtime import distributed
+from nayer_pl.runtime.numerics import restore_generator
 
 KEY = "nayer_pl"
 FORMAT = 2  # of what stands under KEY; raised when an older one can no longer be read
 
 
-class Resumable(Protocol):
-    """A LightningModule that `RankState` saves."""
-
-    def run_identity(self) -> dict[str, str]:
-        """What a checkpoint must have in common with this run to belong to it, by name."""
-
-    def rank_state_dict(self) -> dict[str, Any]:
-        """What this rank does not share with the others; tensors and plain values."""
-
-    def load_rank_state_dict(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """Restore `rank_state_dict`; there may be another number of ranks now.
-
-        Args:
-            states: What it returned on every rank that the run had.
-            rank: The rank of this process among those that there are now.
-        """
-
-
 class RankState:
     """Saves and restores what each rank of a module has to itself.
 
+    A subclass says what that is: `identity`, `own` and `load_own`.
+
     Args:
-        module: A LightningModule that is `Resumable`, and calls `save`, `load` and
-            `restore_random_numbers` in its hooks of similar names.
+        module: A LightningModule that calls `save`, `load` and `finish_loading` in its hooks
+            `on_save_checkpoint`, `on_load_checkpoint` and `on_train_start`.
     """
 
     def __init__(self, module: Any) -> None:
@@ -53,29 +40,46 @@ class RankState:
         self.resumed = False  # whether a checkpoint was loaded
         self._random: dict[str, Any] | None = None
 
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have in common with this run to belong to it, by name."""
+        return self.module.run_identity()
+
+    def own(self) -> dict[str, Any]:
+        """What this rank does not share with the others; tensors and plain values."""
+        return {"loss": mean_state(self.module.running_loss)}
+
+    def load_own(self, states: Sequence[dict[str, Any]], rank: int) -> None:
+        """Restore `own`; there may be another number of ranks now.
+
+        Args:
+            states: What it returned on every rank that the run had.
+            rank: The rank of this process among those that there are now.
+        """
+        mine = states[rank :: self.module.trainer.world_size]
+        load_mean(self.module.running_loss, [state["loss"] for state in mine])
+
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know of; called on all ranks."""
-        own = {"random": random_states(self.module.device), **self.module.rank_state_dict()}
+        own = {"random": random_states(self.module.device), **self.own()}
         checkpoint[KEY] = {
             "format": FORMAT,
             "version": version("nayer_pl"),
-            "identity": self.module.run_identity(),
+            "identity": self.identity(),
             "ranks": distributed.all_gather(own),
         }
 
-    def load(self, checkpoint: Mapping[str, Any]) -> None:
+    def load(self, checkpoint: dict[str, Any]) -> None:
         """Restore it.
 
         Raises:
             InputError: The checkpoint belongs to another program, version, method, network or plan.
         """
-        states = check_identity(checkpoint, self.module.run_identity())["ranks"]
-        module: LightningModule = self.module
-        rank, self.resumed = module.global_rank, True
+        states = check_identity(checkpoint, self.identity())["ranks"]
+        rank, self.resumed = self.module.global_rank, True
         self._random = states[rank]["random"] if rank < len(states) else None
-        self.module.load_rank_state_dict(states, rank)
+        self.load_own(states, rank)
 
-    def restore_random_numbers(self) -> None:
+    def finish_loading(self) -> None:
         """Set the global random numbers at the last moment: building things may use some."""
         if self._random is not None:
             set_random_states(self._random, self.module.device)
@@ -144,7 +148,104 @@ def load_mean(metric: MeanMetric, states: Sequence[Mapping[str, Tensor]]) -> Non
     metric.reset()
     if not any(float(state["weight"]) for state in states):
         return
-    metric.update(0.0, weight=0.0)  # it has seen something; this changes no sum
-    for state in states:
-        for name, value in state.items():
-            setattr(metric, name, getattr(metric, name) + value.to(metric.device))
+    metric.update(0.0)  # it has seen something; the sums are set below
+    for name in states[0]:
+        total = torch.stack([state[name] for state in states]).sum(0)
+        setattr(metric, name, total.to(metric.device))
+
+
+class DistillationState(RankState):
+    """The state of a `DataFreeDistillation` beside the student's weights.
+
+    Args:
+        module: The `DataFreeDistillation` whose state it is.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self._teacher_weights: str | None = None
+        self._buffers: dict[str, Tensor] | None = None  # the student's, from a checkpoint
+        self._optimizers: list[dict[str, Any]] = []  # the synthesizer's, from a checkpoint
+
+    def identity(self) -> dict[str, str]:
+        """Method, networks, images and plan."""
+        module, data = self.module, self.module.datamodule
+        teacher = module.teacher.classifier
+        self._teacher_weights = self._teacher_weights or fingerprint(teacher)
+        return {
+            "method": type(module).__name__,
+            "teacher": f"{described(teacher)} (weights {self._teacher_weights})",
+            "student": described(module.student),
+            "image shape": str(tuple(data.image_shape)),
+            "number of classes": str(data.num_classes),
+            "plan": str(data.plan),
+        }
+
+    def own(self) -> dict[str, Any]:
+        """What makes this rank's images, and what it has counted."""
+        module = self.module
+        optimizers = [each.state_dict() for each in module.trainer.optimizers[1:]]
+        return {
+            "parts": {n: t.cpu() for n, t in module.state_dict().items() if self._is_own(n)},
+            "buffers": {n: b.cpu().clone() for n, b in module.student.named_buffers()},
+            "rounds": module.rounds,
+            "synthesis_steps": module.synthesis_steps,
+            "rng": module.synthesizer.rng.get_state(),
+            # Other ranks get them, which may not see this one's device.
+            "optimizers": move_data_to_device(optimizers, torch.device("cpu")),
+            "kd_loss": mean_state(module.updater.mean_loss),
+            "synthesis_loss": mean_state(module.synthesis_loss),
+        }
+
+    def _is_own(self, name: str) -> bool:
+        """Whether a tensor is neither the networks' nor drawn again in every round."""
+        transient = [f"synthesizer.{part}" for part in self.module.synthesizer.transient]
+        elsewhere = ("student", "teacher", *transient)
+        return not any(name == part or name.startswith(f"{part}.") for part in elsewhere)
+
+    def load_own(self, states: Sequence[dict[str, Any]], rank: int) -> None:
+        """Restore it; a rank that is new starts from another one's state, with noise of its own."""
+        module, alike = self.module, states[rank % len(states)]
+        if rank < len(states):
+            restore_generator(module.synthesizer.rng, alike["rng"])
+        module.load_state_dict(alike["parts"], strict=False)
+        self._buffers, self._optimizers = alike["buffers"], alike["optimizers"]
+        mine = states[rank :: module.trainer.world_size]  # none if there are more ranks than before
+        module.rounds = sum(state["rounds"] for state in mine)
+        module.synthesis_steps = sum(state["synthesis_steps"] for state in mine)
+        load_mean(module.updater.mean_loss, [state["kd_loss"] for state in mine])
+        load_mean(module.synthesis_loss, [state["synthesis_loss"] for state in mine])
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Add also what the ranks have in common: averaged BatchNorm buffers and the progress."""
+        super().save(checkpoint)
+        module, state = self.module, checkpoint["state_dict"]
+        with distributed.averaged_batchnorm(module.student):  # saving must not change a run
+            for name, buffer in module.student.named_buffers(prefix="student"):
+                if name in state:  # not the normalization
+                    state[name] = buffer.clone()
+        for optimizer in checkpoint.get("optimizer_states", [])[1:]:  # every rank has its own
+            optimizer["state"] = {}
+        progress = {"student_updates": module.student_updates, "rounds": module.rounds}
+        checkpoint["progress"] = progress
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Restore also the progress, and the place in the epoch."""
+        super().load(checkpoint)
+        self.module.student_updates = checkpoint["progress"]["student_updates"]
+        self.module.datamodule.seek_epoch(checkpoint["loops"]["fit_loop"])
+
+    def finish_loading(self) -> None:
+        """Restore the synthesizer's optimizers, after Lightning has restored those it knows."""
+        super().finish_loading()
+        own = self.module.trainer.optimizers[1:]
+        for optimizer, state in zip(own, self._optimizers, strict=False):
+            optimizer.load_state_dict(state)
+        self._optimizers = []
+
+    def restore_batchnorm_buffers(self) -> None:
+        """To be called in every step: with the first one DDP sends out those of rank 0."""
+        if self._buffers is not None:
+            for name, buffer in self.module.student.named_buffers():
+                buffer.copy_(self._buffers[name])
+            self._buffers = None

@@ -1,23 +1,26 @@
 """The student's side of distillation: its loss, its optimizer and schedule, and one update."""
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torchmetrics import MeanMetric
 
 from nayer_pl.distillation import reporting
 from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm
-from nayer_pl.distillation.schedules import build_scheduler
 from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.losses.distillation import KLDivergence, StudentLoss
+from nayer_pl.runtime.options import checked
 
 MOMENTUM_SGD = partial(SGD, lr=0.2, momentum=0.9, weight_decay=1e-4, fused=True)
 COSINE = partial(CosineAnnealingLR, eta_min=2e-4)
@@ -135,3 +138,61 @@ def check_optimizer(optimizer: Callable[..., Any]) -> None:
     except Exception as error:  # torch's own, about any of its options
         reason = str(error).rstrip(".")
         raise InputError(f"The optimizer cannot be built: {reason}.") from error
+
+
+LENGTHS = ("T_max", "total_iters", "total_steps", "epochs")
+"""How schedulers call the number of their steps."""
+
+
+def build_scheduler(
+    scheduler: Callable[..., LRScheduler], optimizer: Optimizer, epochs: int
+) -> LRScheduler:
+    """Build a scheduler that steps once per distillation epoch and spans all of them.
+
+    A scheduler whose signature has none of `LENGTHS` (StepLR, ExponentialLR), or whose partial
+    binds one of them already, takes the optimizer alone.
+
+    Args:
+        scheduler: one of torch's scheduler classes or any function like them; a partial with all
+            of its options but the optimizer and the length.
+        optimizer: whose learning rate is scheduled.
+        epochs: number of distillation epochs.
+
+    Example:
+        >>> from functools import partial
+        >>> sgd = torch.optim.SGD([torch.zeros(1)], lr=0.2)
+        >>> cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, eta_min=1e-4)
+        >>> build_scheduler(cosine, sgd, epochs=200).T_max
+        200
+    """
+    bound = getattr(scheduler, "keywords", {})
+    names = [name for name in LENGTHS if name in inspect.signature(scheduler).parameters]
+    if not names or any(name in bound for name in LENGTHS):
+        return scheduler(optimizer)
+    return scheduler(optimizer, **{names[0]: epochs})
+
+
+@checked
+def step_decay(
+    optimizer: Optimizer,
+    epochs: PositiveInt,
+    milestones: Sequence[Annotated[float, Ge(0), Le(1)]],
+    decay: PositiveFloat,
+) -> MultiStepLR:
+    """Multiply the learning rate by `decay` after each of these shares of the epochs.
+
+    Args:
+        optimizer: whose learning rate falls.
+        epochs: number of distillation epochs.
+        milestones: shares of the epochs, from 0 to 1; each is rounded to a whole epoch.
+        decay: factor at each milestone.
+
+    Raises:
+        OptionError: a share outside of 0 to 1, or a decay that is not above 0.
+
+    Example:
+        >>> sgd = torch.optim.SGD([torch.zeros(1)], lr=0.2)
+        >>> dict(step_decay(sgd, 500, [0.4, 0.8], decay=0.1).milestones)
+        {200: 1, 400: 1}
+    """
+    return MultiStepLR(optimizer, [round(share * epochs) for share in milestones], decay)

@@ -1,6 +1,5 @@
 """Every loss: tensors in, a scalar out."""
 
-from nayer_pl.losses.batchnorm import BatchNormMatching, GaussianMatching
 from nayer_pl.losses.distillation import (
     DIST,
     DecoupledKD,
@@ -11,7 +10,7 @@ from nayer_pl.losses.distillation import (
     MSELogits,
     StudentLoss,
 )
-from nayer_pl.losses.inversion import InversionLoss
+from nayer_pl.losses.inversion import BatchNormMatching, GaussianMatching, InversionLoss
 
 __all__ = [
     "DIST",

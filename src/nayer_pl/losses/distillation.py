@@ -217,8 +217,8 @@ def pearson_relations(
 
 def _pearson(first: Tensor, second: Tensor) -> Tensor:
     """Correlation of each row; 0 for a constant row."""
-    centered = (each - each.mean(1, keepdim=True) for each in (first, second))
-    return F.cosine_similarity(*centered, dim=1, eps=1e-8)
+    first, second = (each - each.mean(1, keepdim=True) for each in (first, second))
+    return F.cosine_similarity(first, second, dim=1, eps=1e-8)
 
 
 @dataclass(frozen=True)

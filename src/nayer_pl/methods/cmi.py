@@ -84,7 +84,7 @@ class CMI(DataFreeDistillation):
         >>> teacher = Classifier(create_model("wrn16_1", num_classes=3), mean=[0.5], std=[0.2])
         >>> student = Classifier(create_model("wrn16_1", num_classes=3))
         >>> CMI(teacher, student, (3, 32, 32), layers="stages").synthesizer.feature_count
-        176
+        112
     """
 
     @checked
@@ -124,28 +124,19 @@ class CMI(DataFreeDistillation):
             generator(noise_features, image_shape),
             torch.zeros(round_size, noise_features),
             InversionLoss(frozen_teacher, bn_weight, ce_weight, adv_weight, bn_momentum),
-            generator_steps,
-            generator_lr,
-            generator_betas,
             (cr_weight, cr_temperature),
-            negatives,
-            layers,
-            embedding_features,
             RandomResizedPart(part, getattr(augmentation, "flip", False)),
-            augmentation,
-            image_shape,
+            steps=generator_steps,
+            lr=generator_lr,
+            betas=generator_betas,
+            negatives=negatives,
+            layers=layers,
+            embedding_features=embedding_features,
+            augmentation=augmentation,
+            image_shape=image_shape,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
 
 
 class ContrastiveSynthesizer(Synthesizer):
@@ -156,16 +147,10 @@ class ContrastiveSynthesizer(Synthesizer):
         generator: z [B, features] -> images in [0, 1], [B, C, H, W].
         latents: z of every image of a round, [round_size, features].
         criterion: Judges the whole images.
-        steps: Optimization steps in a round.
-        lr: Learning rate of generator, z and head.
-        betas: Betas of generator and z.
         contrast: Weight and temperature of the contrastive term.
-        negatives: Most earlier images in it.
-        layers: BatchNorms that features are taken from.
-        embedding_features: Size of the head's output.
         part: Draws a part of every image.
-        augmentation: Applied to whole images before they are judged; None for none.
-        image_shape: (C, H, W) of the images.
+        steps, lr, betas, negatives, layers, embedding_features, augmentation, image_shape: As the
+            options of `CMI`.
     """
 
     transient = ("generator", "latents")
@@ -176,14 +161,14 @@ class ContrastiveSynthesizer(Synthesizer):
         generator: nn.Module,
         latents: Tensor,
         criterion: InversionLoss,
+        contrast: tuple[float, float],
+        part: RandomResizedPart,
         steps: int,
         lr: float,
         betas: tuple[float, float],
-        contrast: tuple[float, float],
         negatives: int,
         layers: Layers,
         embedding_features: int,
-        part: RandomResizedPart,
         augmentation: Callable[..., Any] | None,
         image_shape: Sequence[int],
     ) -> None:

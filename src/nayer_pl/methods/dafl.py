@@ -12,8 +12,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from nayer_pl.distillation.module import DataFreeDistillation
-from nayer_pl.distillation.schedules import step_decay
-from nayer_pl.distillation.student import MOMENTUM_SGD
+from nayer_pl.distillation.student import MOMENTUM_SGD, step_decay
 from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.losses.functional import activation_loss, class_balance_loss, onehot_loss
@@ -22,7 +21,7 @@ from nayer_pl.networks.hooks import frozen, layer_inputs
 from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.generators import Generator
-from nayer_pl.synthesis.online import OnlineSynthesizer
+from nayer_pl.synthesis.synthesizer import OnlineSynthesizer
 
 
 class DAFL(DataFreeDistillation):
@@ -106,17 +105,8 @@ class DAFL(DataFreeDistillation):
             augmentation,
             follow_student=False,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
 
 
 def imitate_data(

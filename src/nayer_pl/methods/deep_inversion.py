@@ -119,17 +119,8 @@ class DeepInversion(DataFreeDistillation):
             image_betas,
             augmentation,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
 
 
 def competition(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

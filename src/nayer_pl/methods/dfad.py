@@ -12,14 +12,13 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from nayer_pl.distillation.module import DataFreeDistillation
-from nayer_pl.distillation.schedules import step_decay
-from nayer_pl.distillation.student import MOMENTUM_SGD
+from nayer_pl.distillation.student import MOMENTUM_SGD, step_decay
 from nayer_pl.losses.distillation import L1Logits
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.generators import Generator
-from nayer_pl.synthesis.online import OnlineSynthesizer
+from nayer_pl.synthesis.synthesizer import OnlineSynthesizer
 
 
 class DFAD(DataFreeDistillation):
@@ -96,17 +95,8 @@ class DFAD(DataFreeDistillation):
             generator_betas,
             augmentation,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
 
 
 def disagree(

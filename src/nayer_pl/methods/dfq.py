@@ -13,14 +13,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from nayer_pl.distillation.module import DataFreeDistillation
 from nayer_pl.distillation.student import MOMENTUM_SGD
-from nayer_pl.losses.batchnorm import GaussianMatching
 from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.losses.functional import class_balance_loss, entropy_loss, kl_divergence
+from nayer_pl.losses.inversion import GaussianMatching
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.generators import Generator
-from nayer_pl.synthesis.online import OnlineSynthesizer
+from nayer_pl.synthesis.synthesizer import OnlineSynthesizer
 
 
 class DFQ(DataFreeDistillation):
@@ -106,17 +106,8 @@ class DFQ(DataFreeDistillation):
             generator_betas,
             augmentation,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
 
 
 class PlausibleDisagreement(nn.Module):

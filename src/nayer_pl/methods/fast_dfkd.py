@@ -121,17 +121,8 @@ class FastDFKD(DataFreeDistillation):
             first_layer_reset,
             augmentation,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
 
 
 class MetaSynthesizer(Synthesizer):

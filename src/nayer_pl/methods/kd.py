@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchmetrics import MeanMetric
 
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.distillation.base import TeacherStudentModule
 from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm
-from nayer_pl.distillation.rank_state import load_mean, mean_state
-from nayer_pl.distillation.results import count_parameters, validation_metrics
+from nayer_pl.distillation.reporting import count_parameters, validation_metrics
 from nayer_pl.distillation.student import scales_losses
 from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence
@@ -110,7 +110,7 @@ class KnowledgeDistillation(TeacherStudentModule):
     # What checkpoints, callbacks and the application ask
 
     def run_identity(self) -> dict[str, str]:
-        """See `Resumable`."""
+        """What a checkpoint must have in common with this run."""
         teacher = self.teacher.classifier
         return {
             "method": type(self).__name__,
@@ -118,14 +118,10 @@ class KnowledgeDistillation(TeacherStudentModule):
             "teacher": f"{described(teacher)} (weights {fingerprint(teacher)})",
         }
 
-    def rank_state_dict(self) -> dict[str, Any]:
-        """See `Resumable`."""
-        return {"loss": mean_state(self.updater.mean_loss)}
-
-    def load_rank_state_dict(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """See `Resumable`."""
-        mine = states[rank :: self.trainer.world_size]
-        load_mean(self.updater.mean_loss, [state["loss"] for state in mine])
+    @property
+    def running_loss(self) -> MeanMetric:
+        """The mean loss so far in this epoch; `RankState` saves it."""
+        return self.updater.mean_loss
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary."""
@@ -143,7 +139,7 @@ class KnowledgeDistillation(TeacherStudentModule):
         return self.trainer.global_step
 
     @property
-    def datamodule(self) -> RealDataModule:  # type: ignore[override]
+    def datamodule(self) -> RealDataModule:
         """The real images."""
         module = getattr(self.trainer, "datamodule", None)
         if not isinstance(module, RealDataModule):

@@ -136,17 +136,8 @@ class NAYER(DataFreeDistillation):
             augmentation,
             round_size,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
 
 
 class NoisyLayerSynthesizer(Synthesizer):

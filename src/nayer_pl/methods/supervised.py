@@ -1,7 +1,7 @@
 """Ordinary training on real images: how a teacher comes to be."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -17,10 +17,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm
-from nayer_pl.distillation.rank_state import RankState, load_mean, mean_state
-from nayer_pl.distillation.results import count_parameters, validation_metrics
-from nayer_pl.distillation.schedules import build_scheduler
-from nayer_pl.distillation.student import check_optimizer, scales_losses
+from nayer_pl.distillation.rank_state import RankState
+from nayer_pl.distillation.reporting import count_parameters, validation_metrics
+from nayer_pl.distillation.student import build_scheduler, check_optimizer, scales_losses
 from nayer_pl.errors import InputError
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.registry import described
@@ -140,22 +139,18 @@ class Supervised(LightningModule):
 
     def on_train_start(self) -> None:
         """Restore the global random numbers."""
-        self.rank_state.restore_random_numbers()
+        self.rank_state.finish_loading()
 
     # What checkpoints, callbacks and the application ask
 
     def run_identity(self) -> dict[str, str]:
-        """See `Resumable`."""
+        """What a checkpoint must have in common with this run."""
         return {"method": type(self).__name__, "network": described(self.network)}
 
-    def rank_state_dict(self) -> dict[str, Any]:
-        """See `Resumable`."""
-        return {"loss": mean_state(self.train_loss)}
-
-    def load_rank_state_dict(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """See `Resumable`."""
-        mine = states[rank :: self.trainer.world_size]
-        load_mean(self.train_loss, [state["loss"] for state in mine])
+    @property
+    def running_loss(self) -> MeanMetric:
+        """The mean loss so far in this epoch; `RankState` saves it."""
+        return self.train_loss
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary."""

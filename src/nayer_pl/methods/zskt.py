@@ -23,7 +23,7 @@ from nayer_pl.networks.hooks import frozen, layer_outputs
 from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.generators import Generator
-from nayer_pl.synthesis.online import OnlineSynthesizer
+from nayer_pl.synthesis.synthesizer import OnlineSynthesizer
 
 
 class ZSKT(DataFreeDistillation):
@@ -110,17 +110,8 @@ class ZSKT(DataFreeDistillation):
             augmentation,
             round_size,
         )
-        super().__init__(
-            frozen_teacher,
-            student,
-            synthesizer,
-            student_loss,
-            optimizer,
-            scheduler,
-            seed,
-            check_teacher,
-            compile,
-        )
+        common = student_loss, optimizer, scheduler, seed, check_teacher, compile
+        super().__init__(frozen_teacher, student, synthesizer, *common)
         self.beta, self.max_gradient_norm = beta, max_gradient_norm
         self.pairs = paired_layers(teacher, student, image_shape) if beta else []
 

@@ -146,7 +146,7 @@ class Classifier(nn.Module):
             ) from error
         if not isinstance(answer, Tensor) or answer.ndim != 2:
             got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise InputError(f"{name} must return logits [B, classes] for images, not {got}.")
+            raise InputError(f"{name} must return logits [B, classes], not {got}.")
         return answer.shape[1]
 
     @torch.no_grad()

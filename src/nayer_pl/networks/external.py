@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nayer_pl.errors import InputError
+from nayer_pl.errors import InputError, friendly_errors, import_optional, weights_only_load
 from nayer_pl.networks.registry import architecture
-from nayer_pl.runtime.libraries import friendly_errors, import_optional, weights_only_load
 
 
 @architecture

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from nayer_pl.errors import InputError
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.folding import folded
-from nayer_pl.runtime.precision import fused_dtype
+from nayer_pl.runtime.numerics import fused_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,6 +68,11 @@ class FrozenTeacher(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, num_classes] of images in [0, 1], [B, C, H, W]."""
         return self.classifier(images) if self.fast is None else self.fast(images)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Labels [B] of images in [0, 1], [B, C, H, W]."""
+        return self(images).argmax(1)
 
     def observe(self, images: Tensor) -> Observation:
         """Logits of images in [0, 1], and the statistics of every BatchNorm's input."""

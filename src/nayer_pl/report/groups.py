@@ -1,60 +1,81 @@
-"""Which runs belong together: replicates of a method, and methods under the same conditions."""
+"""Runs in groups: the sections of a report, and the methods in each with their seeds."""
 
+import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nayer_pl.report.run import Run, with_teachers
+from nayer_pl.report.runs import Run
 
 Settings = dict[str, str]
 
-# What makes a run, in the order in which it names variants of one method.
+# The parts of a configuration that define a run, in the order in which they name variants.
 PARTS = ("plan", "model", "prompts", "text_encoder", "bank", "data", "teacher", "student")
-# Where files lie, who trained the teacher, what a seed changes, and how Hydra builds things.
-ELSEWHERE = (
+TRAINER_KEYS = (
+    "accelerator", "devices", "num_nodes", "precision", "max_epochs", "max_steps",
+    "limit_train_batches",
+)  # fmt: skip
+# Places of files, the teacher's training, what a seed changes, and instructions to Hydra.
+IGNORED_KEYS = (
     "path", "cache", "cache_dir", "weights", "trained_by", "trust_code", "workers", "seed",
     "check_teacher", "_recursive_", "_convert_", "_partial_",
 )  # fmt: skip
-# In `model`: what stands elsewhere too.
-TWICE = ("teacher", "student", "label_text", "network", "image_shape")
-COUNTS = ("text_encoder.path", "student.weights")  # though it is one of ELSEWHERE
-OF_THE_TRAINER = (
-    "accelerator", "devices", "num_nodes", "precision", "max_epochs", "max_steps",
-    "limit_train_batches",
+NOT_IGNORED = ("text_encoder.path", "student.weights")  # although their keys are
+# Copies of other parts.
+COPIES = (
+    "model.teacher", "model.student", "model.label_text", "model.network", "model.image_shape",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the tables: runs that differ in their seed only."""
+    """A row of the tables: runs that differ in their seed only.
+
+    Args:
+        label: the method's name, and the settings that tell it from its other variants.
+        runs: in the order of seeds.
+        settings: those that not all runs of the section share.
+
+    Example:
+        >>> Method("nayer", [Run("a", {"seed": 1}, {"seconds_training": 9.0})], {}).name
+        'nayer (real images)'
+    """
 
     label: str
     runs: Sequence[Run]
     settings: Settings
-    """Those that not all runs of the section share."""
 
     @property
     def name(self) -> str:
-        """The label, and whether it needs what data-free methods do without."""
-        return f"{self.label} (real images)" if self.sees_real_images else self.label
+        """The label, marked if the method needs real images."""
+        return f"{self.label} (real images)" if self.uses_real_images else self.label
 
     @property
     def seeds(self) -> list[int]:
-        """Of its runs."""
+        """The seeds of its runs."""
         return [run.seed for run in self.runs]
 
     @property
-    def sees_real_images(self) -> bool:
-        """Whether it is a yardstick rather than a data-free method."""
-        return all(run.sees_real_images for run in self.runs)
+    def uses_real_images(self) -> bool:
+        """Whether it is a baseline rather than a data-free method."""
+        return all(run.uses_real_images for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Section:
-    """Methods that teach the same student with the same teacher's architecture, on the same data.
+    """Methods with the same data set and the same architectures of teacher and student.
 
-    Data-free methods come first; among them, and among those that see real images, the most
-    accurate ones.
+    Args:
+        title: data set, teacher and student.
+        methods: data-free ones first, then baselines; the most accurate first among either.
+        shared: settings that all runs have in common.
+
+    Example:
+        >>> config = {"model_name": "nayer", "seed": 0, "data": {"name": "digits"}}
+        >>> (section,) = sections([Run("a", config, {})])
+        >>> section.methods[0].label, section.gaps()
+        ('nayer', [])
     """
 
     title: str
@@ -63,115 +84,98 @@ class Section:
 
     @property
     def runs(self) -> list[Run]:
-        """Of all methods."""
+        """The runs of all methods."""
         return [run for method in self.methods for run in method.runs]
 
-    def said_by_all(self, key: str) -> list[str]:
+    def texts(self, key: str) -> str:
         """The different values of a text in the summaries, such as "machine"."""
-        return sorted({str(run.summary[key]) for run in self.runs if run.summary.get(key)})
+        return "; ".join(sorted({str(r.summary[key]) for r in self.runs if r.summary.get(key)}))
+
+    def gaps(self) -> list[str]:
+        """Methods without some seed or with one twice: their means are not comparable."""
+        every = sorted({run.seed for run in self.runs})
+        found = []
+        for method in self.methods:
+            missing = [str(seed) for seed in every if seed not in method.seeds]
+            twice = [str(seed) for seed in every if method.seeds.count(seed) > 1]
+            if missing:
+                found.append(f"{method.label} lacks seed {', '.join(missing)}")
+            if twice:
+                found.append(f"{method.label} has more than one run of seed {', '.join(twice)}")
+        return found
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
     """Group runs by data set, teacher and student; then by method, and by what differs in it."""
-    together: dict[str, list[Run]] = {}
-    for run in with_teachers(runs):
-        together.setdefault(title(run.config), []).append(run)
-    return [_section(name, together[name]) for name in sorted(together)]
+    together = defaultdict(list)
+    for run in _with_teachers(runs):
+        together[_title(run.config)].append(run)
+    return [_section(title, members) for title, members in sorted(together.items())]
 
 
-def gaps(section: Section) -> list[str]:
-    """What is uneven about the seeds: means over other seeds, or over one twice, mislead."""
-    every = sorted({run.seed for run in section.runs})
-    found = []
-    for method in section.methods:
-        missing = [str(seed) for seed in every if seed not in method.seeds]
-        twice = [str(seed) for seed in every if method.seeds.count(seed) > 1]
-        if missing:
-            found.append(f"{method.label} lacks seed {', '.join(missing)}")
-        if twice:
-            found.append(f"{method.label} has more than one run of seed {', '.join(twice)}")
-    return found
-
-
-def _section(name: str, runs: Sequence[Run]) -> Section:
-    settings = {run.name: settings_of(run.config) for run in runs}
-    shared = _shared(list(settings.values()))
-    groups: dict[str, list[Run]] = {}
-    by_method: dict[str, list[Run]] = {}
-    for run in runs:
-        by_method.setdefault(run.method, []).append(run)
-    for method, members in by_method.items():
-        for run, label in zip(
-            members, _labels(method, [settings[r.name] for r in members]), strict=True
-        ):
-            groups.setdefault(label, []).append(run)
+def _section(title: str, runs: Sequence[Run]) -> Section:
+    settings = [settings_of(run.config) for run in runs]
+    shared = {k: v for k, v in settings[0].items() if all(s.get(k) == v for s in settings)}
+    variants = defaultdict(list)
+    for run, own in zip(runs, settings, strict=True):
+        variants[run.method].append((run, {k: v for k, v in own.items() if k not in shared}))
+    rows = defaultdict(list)
+    for name, members in variants.items():
+        for label, member in zip(_labels(name, [own for _, own in members]), members, strict=True):
+            rows[label].append(member)
     methods = [
-        Method(label, sorted(members, key=lambda run: run.seed), _own(settings, members, shared))
-        for label, members in groups.items()
+        Method(label, sorted((run for run, _ in members), key=lambda run: run.seed), members[0][1])
+        for label, members in rows.items()
     ]
-    return Section(name, sorted(methods, key=_rank), shared)
-
-
-def _own(settings: Mapping[str, Settings], members: Sequence[Run], shared: Settings) -> Settings:
-    return {k: v for k, v in settings[members[0].name].items() if k not in shared}
+    return Section(title, sorted(methods, key=_rank), shared)
 
 
 def _rank(method: Method) -> tuple[bool, float, str]:
-    known = [run.student_accuracy for run in method.runs if run.student_accuracy is not None]
-    return method.sees_real_images, -sum(known) / max(1, len(known)), method.label
+    known = [accuracy for run in method.runs if (accuracy := run.accuracy()) is not None]
+    return method.uses_real_images, -statistics.fmean(known or [0.0]), method.label
 
 
 def _labels(method: str, settings: Sequence[Settings]) -> list[str]:
-    """The method's name, with the settings that tell its variants apart, for each run."""
-    names = list(dict.fromkeys(name for each in settings for name in each))
+    """For each run the method's name, with the settings that tell its variants apart.
+
+    Of settings that change together, the first is named. Those that only some variants have, such
+    as the options of another loss, are named only if nothing else tells these variants apart.
+    """
+    names = dict.fromkeys(name for each in settings for name in each)
+    columns = {name: tuple(each.get(name) for each in settings) for name in names}
     telling: dict[tuple[str | None, ...], str] = {}
-    for name in names:
-        values = tuple(each.get(name) for each in settings)
-        if len(set(values)) > 1:
-            telling.setdefault(values, name)  # one of several that change together
+    for name, column in columns.items():
+        if len(set(column) - {None}) > 1:
+            telling.setdefault(column, name)
+    for name, column in columns.items():
+        if _count_groups([*telling, column]) > _count_groups([*telling]):
+            telling[column] = name
     return [
         ", ".join([method, *(f"{name}={each[name]}" for name in telling.values() if name in each)])
         for each in settings
     ]
 
 
-def _shared(settings: Sequence[Settings]) -> Settings:
-    first = settings[0]
-    return {k: v for k, v in first.items() if all(each.get(k) == v for each in settings)}
-
-
-def title(config: Mapping[str, Any]) -> str:
-    """Data set, teacher and student."""
-    names = [_network(config.get(part)) for part in ("teacher", "student")]
-    return f"{config['data']['name']}, {names[0]} to {names[1]}"
-
-
-def _network(node: Any) -> str:
-    architecture = (node or {}).get("architecture") or {}
-    target = str(architecture.get("_target_", "?")).rpartition(".")[2]
-    name = architecture.get("name") or (node or {}).get("name")
-    return f"{target} {name}" if name else target
+def _count_groups(columns: Sequence[tuple[str | None, ...]]) -> int:
+    return max(1, len(set(zip(*columns, strict=True))))
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
-    """What makes a run, as dotted names and texts as they would be typed."""
-    found: Settings = {}
-    for part in PARTS:
-        found.update(_flat(config.get(part), part))
+    """The settings that define a run: dotted names, and values as they would be typed."""
     trainer = config.get("trainer") or {}
-    found.update(_flat({name: trainer.get(name) for name in OF_THE_TRAINER}, "trainer"))
-    return found
+    parts = {part: config.get(part) for part in PARTS}
+    return dict(_flat({**parts, "trainer": {key: trainer.get(key) for key in TRAINER_KEYS}}))
 
 
-def _flat(node: Any, name: str) -> Iterator[tuple[str, str]]:
-    if not isinstance(node, Mapping):
-        yield name, _typed(node)
-        return
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in node.items():
-        full = f"{name}.{key}"
-        twice = name == "model" and key in TWICE
-        if (key not in ELSEWHERE and not twice) or full in COUNTS:
-            yield from _flat(value, full)
+        name = f"{prefix}{key}"
+        if name in COPIES or (key in IGNORED_KEYS and name not in NOT_IGNORED):
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        else:
+            yield name, _typed(value)
 
 
 def _typed(value: Any) -> str:
@@ -180,3 +184,28 @@ def _typed(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_typed, value))}]"
     return str(value)
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    """Data set, teacher and student."""
+    names = []
+    for node in (config.get("teacher") or {}, config.get("student") or {}):
+        architecture = node.get("architecture") or {}
+        target = str(architecture.get("_target_", "?")).rpartition(".")[2]
+        name = architecture.get("name") or node.get("name")
+        names.append(f"{target} {name}" if name else target)
+    return f"{config['data']['name']}, {names[0]} to {names[1]}"
+
+
+def _with_teachers(runs: Sequence[Run]) -> list[Run]:
+    """Give runs without a teacher the accuracy of the one that others of their kind had."""
+
+    def teacher(run: Run) -> tuple[str, int, str]:
+        weights = (run.config.get("teacher") or {}).get("weights")
+        return str(run.config["data"]["name"]), run.seed, str(weights)
+
+    known = {teacher(run): a for run in runs if (a := run.number("teacher_accuracy")) is not None}
+    return [
+        replace(run, summary={"teacher_accuracy": known.get(teacher(run)), **run.summary})
+        for run in runs
+    ]

@@ -9,13 +9,14 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
-from pydantic_core import SchemaError
+from pydantic_core import ErrorDetails, SchemaError
 
 from nayer_pl.errors import InputError
 
@@ -23,6 +24,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CONFIG = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+PLAIN = (str, int, float, bool, list, tuple, dict, NoneType)
+LONGEST = 200  # characters of a value that a message shows
+
+# pydantic's words after "Input should be", and those of a reader who knows no pydantic.
 WORDS = {
     "greater than or equal to": "at least",
     "less than or equal to": "at most",
@@ -34,9 +39,12 @@ WORDS = {
     "a valid boolean": "true or false",
     "a valid string": "a text",
     "a valid array": "a list",
+    "a valid tuple": "a list",
+    "a valid list": "a list",
     "an instance of": "a",
+    "an object": "a mapping",
+    "callable": "a class or function",
 }
-PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
 
 
 class OptionError(InputError):
@@ -49,7 +57,8 @@ class OptionError(InputError):
     """
 
     def __init__(self, name: str, wanted: str, value: object) -> None:
-        shown = json.dumps(value, default=str) if isinstance(value, PLAIN) else value
+        shown = json.dumps(value, default=str) if isinstance(value, PLAIN) else str(value)
+        shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} ..."
         super().__init__(f"{name} must be {wanted}, not {shown}.")
         self.name, self.wanted, self.value = name, wanted, value
 
@@ -65,27 +74,18 @@ def check_option(name: str, value: Any, annotation: Any) -> None:
     Traceback (most recent call last):
     nayer_pl.runtime.options.OptionError: rounds must be a whole number, not true.
     """
-    try:
-        adapter = _adapter(annotation)
-        if isinstance(value, Path):
-            value = str(value)
-        if isinstance(value, PLAIN) and _is_json(value):
-            try:
-                adapter.validate_json(json.dumps(value), strict=True)
-            except ValidationError as error:
-                if all(each["type"] != "needs_python_object" for each in error.errors()):
-                    raise
-                adapter.validate_python(value, strict=True)
-        else:
-            adapter.validate_python(value)
-    except ValidationError as error:
-        raise OptionError(name, _wanted(error), value) from None
-    except (
-        PydanticUserError,
-        SchemaError,
-        TypeError,
-    ):  # an annotation that says nothing pydantic can check
+    union = get_origin(annotation) in (Union, UnionType)
+    allowed = get_args(annotation) if union else (annotation,)  # pydantic is silent about null
+    errors = [(_error(value, each), each) for each in allowed]
+    if any(error is None for error, _ in errors):
         return
+    wrong = [(error, each) for error, each in errors if error is not None]
+    inside = [each for each in wrong if each[0]["loc"] and each[0]["type"] != "missing"]
+    if len(inside) == 1:  # a single element of a list or mapping
+        wrong, found = inside, inside[0][0]
+        name += "".join(f"[{i}]" if isinstance(i, int) else f".{i}" for i in found["loc"])
+        value = found["input"]
+    raise OptionError(name, " or ".join(dict.fromkeys(_wanted(*each) for each in wrong)), value)
 
 
 def check_fields(instance: Any) -> None:
@@ -104,7 +104,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     ...     return steps
     >>> synthesize(0)
     Traceback (most recent call last):
-    nayer_pl.runtime.options.OptionError: steps must be above 0, not 0.
+    nayer_pl.runtime.options.OptionError: steps must be at least 1, not 0.
     """
     signature = inspect.signature(function)
 
@@ -124,8 +124,31 @@ def _types(function: Callable[..., Any]) -> dict[str, Any]:
     return get_type_hints(function, include_extras=True)
 
 
+def _error(value: Any, annotation: Any) -> ErrorDetails | None:
+    """What is wrong with a value; None where pydantic finds nothing, or cannot check at all."""
+    value = str(value) if isinstance(value, Path) else value
+    try:
+        adapter = _adapter(annotation)
+        if not _is_json(value) or is_dataclass(annotation):
+            adapter.validate_python(value)
+            return None
+        try:
+            adapter.validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            if all(each["type"] != "needs_python_object" for each in error.errors()):
+                raise
+            adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        return error.errors()[0]
+    except (PydanticUserError, SchemaError, TypeError):
+        pass
+    return None
+
+
 @functools.cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    if is_dataclass(annotation):
+        annotation = InstanceOf[annotation]  # type: ignore[misc]  # a mapping of its fields would do otherwise
     try:
         return TypeAdapter(annotation, config=CONFIG)
     except PydanticUserError:  # a type with a configuration of its own
@@ -140,14 +163,21 @@ def _is_json(value: Any) -> bool:
     return isinstance(value, PLAIN)
 
 
-def _wanted(error: ValidationError) -> str:
-    """What pydantic says a value should be, without the "Input should be" of every line."""
-    reasons = []
-    for each in error.errors():
-        length = each.get("ctx", {}).get("max_length", each.get("ctx", {}).get("min_length"))
-        wrong_length = each["type"] in ("too_long", "too_short")
-        reasons.append(f"a list of {length}" if wrong_length else each["msg"])
-    text = " or ".join(dict.fromkeys(each.removeprefix("Input should be ") for each in reasons))
+def _wanted(error: ErrorDetails, annotation: Any) -> str:
+    """What a value should be, as it follows "must be"."""
+    context = error.get("ctx", {})
+    match error["type"]:
+        case "none_required":
+            return "null"
+        case "missing" | "too_long" if get_origin(annotation) is tuple:
+            return f"a list of {len(get_args(annotation))}"
+        case "too_long" | "string_too_long":
+            return f"of length {context['max_length']} at most"
+        case "too_short" | "string_too_short":
+            return f"of length {context['min_length']} at least"
+        case "greater_than" if isinstance(context["gt"], int):
+            return f"at least {context['gt'] + 1}"
+    text = error["msg"].removeprefix("Input should be ")
     for theirs, ours in WORDS.items():
         text = text.replace(theirs, ours)
     return text

@@ -4,8 +4,7 @@ from nayer_pl.synthesis.augmentation import RandomCropFlip, RandomResizedPart, R
 from nayer_pl.synthesis.conditioning import LabelConditioning, NoiseConditioning, NoisyLayer
 from nayer_pl.synthesis.generators import DeepGenerator, Generator
 from nayer_pl.synthesis.label_text import EmbeddingFile, LabelText
-from nayer_pl.synthesis.online import OnlineSynthesizer
-from nayer_pl.synthesis.synthesizer import Synthesizer
+from nayer_pl.synthesis.synthesizer import OnlineSynthesizer, Synthesizer
 from nayer_pl.synthesis.text_encoder import TextEncoder
 
 __all__ = [

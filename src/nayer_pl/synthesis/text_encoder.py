@@ -14,9 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from nayer_pl.errors import InputError, require
+from nayer_pl.errors import InputError, friendly_errors, require, weights_only_load
 from nayer_pl.runtime.files import cannot_write, write_durably
-from nayer_pl.runtime.libraries import friendly_errors, weights_only_load
 
 log = logging.getLogger(__name__)
 

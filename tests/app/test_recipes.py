@@ -1,0 +1,86 @@
+"""conf/recipe: which numbers a run takes, and that it says so."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from nayer_pl import InputError
+from nayer_pl.app.config_store import log_recipe
+from nayer_pl.app.instantiate import build
+from nayer_pl.bank import DistillationBatch, MemoryBank
+from nayer_pl.bank.epoch import EpochPlan
+
+RECIPES = Path(__file__).resolve().parents[2] / "conf" / "recipe"
+DATA = "cifar10", "cifar100", "digits", "fashion_mnist"
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ([], "nayer_cifar10"),
+        (["model=zskt", "data=cifar100"], "zskt_cifar100"),
+        (["model=scratch", "experiment=digits"], "kd_digits"),
+        (["data=folder", "recipe=nayer_tinyimagenet"], "nayer_tinyimagenet"),
+        (["data=folder"], None),
+        (["model=dafl", "data=tinyimagenet"], None),
+    ],
+)
+def test_log_recipe(config, caplog, typed, name):
+    caplog.set_level("INFO")
+    cfg = config(*typed)
+    log_recipe(cfg)
+    expected = f"Recipe: {name}." if name else f"no recipe for {cfg.model_name} on {cfg.data.name}"
+    assert expected in caplog.text
+
+
+def test_log_recipe__whole_file(config):
+    with pytest.raises(InputError, match=r"recipe=METHOD_DATA.*cifar10, cifar100"):
+        log_recipe(config("recipe=nayer"))
+
+
+def test_every_recipe_composes(config):
+    conf = RECIPES.parent
+    for file in RECIPES.glob("*.yaml"):
+        assert (conf / "model" / file.name).exists()
+        for data in OmegaConf.load(file):
+            cfg = config(f"model={file.stem}", f"data={data}")
+            assert cfg.recipe_name == f"{file.stem}_{data}"
+            build(cfg.datamodule)  # the plan of which can work
+
+
+def test_typed_values_win_over_a_recipe(config):
+    assert config("data=cifar100", "model.generator_steps=7").model.generator_steps == 7
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize(("method", "steps"), [("dafl", 1), ("dfq", 1), ("dfad", 5), ("zskt", 10)])
+def test_online_methods_take_turns(config, method, data, steps):
+    """One step of the generator, and then as many of the student as were published."""
+    cfg = config(f"model={method}", f"data={data}")
+    plan = build(cfg.plan)
+    bank = MemoryBank(1, (1, 2, 2))
+    bank.add(torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
+    items = zip(EpochPlan(plan, plan.warmup_epochs, 3, bank), range(3 * (steps + 1)), strict=False)
+    kinds = ["RS"[isinstance(item, DistillationBatch)] for item, _ in items]
+    assert "".join(kinds) == 3 * ("R" + steps * "S")
+    assert cfg.model.generator_steps == 1
+    if method == "zskt":  # the student sees all images of a turn
+        assert plan.batch_size == plan.round_size
+    if method == "dafl":  # the code's 5, which takes logarithms to base 10
+        assert cfg.model.balance_weight == pytest.approx(5 / math.log(10), rel=1e-3)
+    if method == "dfq":  # the generator alone
+        items = zip(EpochPlan(plan, 0, 3, bank), range(6), strict=False)
+        assert not any(isinstance(item, DistillationBatch) for item, _ in items)
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+@pytest.mark.parametrize(
+    ("method", "images"), [("dfad", 500 * 50 * 6 * 256), ("zskt", 80_000 * 11 * 128)]
+)
+def test_budgets_are_the_published_ones(config, method, data, images):
+    """Images that the generator makes for its own steps and that the student sees."""
+    plan = build(config(f"model={method}", f"data={data}").plan)
+    assert plan.images + plan.epochs * plan.kd_steps * plan.batch_size == images

@@ -1,0 +1,359 @@
+import tempfile
+from dataclasses import replace
+from types import SimpleNamespace
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+from nayer_pl import BankOptions, InputError, MemoryBank, Plan, RandomCropFlip, SyntheticDataModule
+from nayer_pl.bank import DistillationBatch, SynthesisRound
+from nayer_pl.bank.plan import RankShard
+from nayer_pl.data import ImageSet
+
+SHAPE, CLASSES = (1, 4, 4), 3
+PLAN = Plan(
+    epochs=2, warmup_epochs=1, warmup_rounds=3, rounds_per_epoch=2,
+    kd_steps=4, round_size=6, batch_size=6,
+)  # fmt: skip
+
+
+class EvaluationOnly:
+    """Real images, of which the training split must not be opened."""
+
+    def __init__(self, count=7):
+        self.asked = []
+        rng = torch.Generator().manual_seed(5)
+        self.images = torch.randint(0, 256, (count, *SHAPE), dtype=torch.uint8, generator=rng)
+        self.labels = torch.arange(count) % CLASSES
+
+    def load(self, split):
+        self.asked.append(split)
+        return ImageSet(self.images, self.labels)
+
+
+class Recorder(lightning.LightningModule):
+    """Banks random images for a round and records everything that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.work, self.made, self.drawn, self.evaluated = [], [], [], []
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def training_step(self, item, _):
+        kind = "batch"
+        if isinstance(item, SynthesisRound):
+            kind = "warm-up round" if item.warm_up else "round"
+            images = torch.randint(0, 256, (len(item.targets), *SHAPE)) / 255
+            self.trainer.datamodule.add(images, item.targets)
+            self.made.append((images, item.targets))
+        else:
+            assert isinstance(item, DistillationBatch)
+            self.drawn.append(item)
+        self.work.append((self.current_epoch, kind))
+
+    def validation_step(self, batch, _):
+        self.evaluated.append(batch)
+        self.work.append((self.current_epoch, "evaluation"))
+
+
+def trainer(**options):
+    return lightning.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, **options,
+    )  # fmt: skip
+
+
+def datamodule(**options):
+    return SyntheticDataModule(SHAPE, CLASSES, options.pop("plan", PLAN), **options)
+
+
+def set_up(data, rank=0, epoch=0, ranks=1):
+    """As a trainer on rank `rank` does."""
+    data.trainer = SimpleNamespace(
+        global_rank=rank,
+        world_size=ranks,
+        num_devices=ranks,
+        default_root_dir=tempfile.gettempdir(),
+        current_epoch=epoch,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+    )
+    data.setup("fit")
+    return data
+
+
+def set_up_all(ranks, **options):
+    options = {"source": EvaluationOnly(), **options}
+    return [set_up(datamodule(**options), rank, ranks=ranks) for rank in range(ranks)]
+
+
+def items_of(data, epoch):
+    data.trainer.current_epoch = epoch
+    return data.train_dataloader()
+
+
+def fill(data):
+    """Bank the images of all rounds that are this rank's."""
+    for epoch in range(data.plan.max_epochs):
+        for item in items_of(data, epoch):
+            if isinstance(item, SynthesisRound) and len(item.targets):
+                data.add(torch.rand(len(item.targets), *SHAPE), item.targets)
+
+
+def rows(images):
+    """Each image as something that can be in a set."""
+    images = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+    return [tuple(image.flatten().tolist()) for image in images]
+
+
+def fit(data, plan=PLAN):
+    module = Recorder()
+    trainer(max_epochs=plan.max_epochs).fit(module, datamodule=data)
+    return module
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A bank of seven images in a file."""
+    bank, path = MemoryBank(7, SHAPE), tmp_path / "bank.safetensors"
+    bank.add(torch.rand(7, *SHAPE), torch.arange(7))
+    bank.save(path)
+    return bank, path
+
+
+def test_fit__follows_the_plan():
+    source = EvaluationOnly()
+    data = datamodule(source=source)
+    module = fit(data)
+    expected = [(0, "warm-up round")] * 3
+    for epoch in (1, 2):
+        expected += [(epoch, "round")] * 2 + [(epoch, "batch")] * 4 + [(epoch, "evaluation")]
+    assert module.work == expected
+    assert source.asked == ["evaluation"]
+    assert data.bank.capacity == len(data.bank) == PLAN.images
+    assert rows(data.bank.images) == [row for images, _ in module.made for row in rows(images)]
+    banked = {}
+    for images, targets in module.made:
+        assert sorted(targets.tolist()) == [0, 0, 1, 1, 2, 2]
+        banked |= dict(zip(rows(images), targets.tolist(), strict=True))
+    for batch in module.drawn:
+        assert batch.images.shape == (6, *SHAPE)
+        assert (batch.images.dtype, batch.images.max() <= 1) == (torch.float32, True)
+        for image, label in zip(rows(batch.images), batch.labels.tolist(), strict=True):
+            assert banked[image] == label
+
+
+def test_augmentation__of_the_students_batches():
+    data = set_up(datamodule(augmentation=RandomCropFlip(padding=4, flip=False)))
+    data.bank.add(torch.ones(6, *SHAPE), torch.zeros(6, dtype=torch.long))
+    batches = [i.images for i in items_of(data, 1) if isinstance(i, DistillationBatch)]
+    assert any((images == 0).any() for images in batches)
+    assert (data.bank.images == 255).all()
+
+
+def test_validate__real_images_in_order():
+    source, module = EvaluationOnly(), Recorder()
+    trainer().validate(
+        module, datamodule=datamodule(source=source, eval_batch_size=3), verbose=False
+    )
+    images, labels = (torch.cat(parts) for parts in zip(*module.evaluated, strict=True))
+    assert [len(batch[0]) for batch in module.evaluated] == [3, 2, 2]
+    torch.testing.assert_close(images, source.images.float() / 255)
+    assert torch.equal(labels, source.labels)
+
+
+@pytest.mark.parametrize("options", [{}, {"source": EvaluationOnly(), "evaluation": False}])
+def test_holdout__evaluated_and_never_drawn(options):
+    data = datamodule(holdout=0.3, **options)
+    assert not data.has_real_images
+    module = fit(data)
+    assert getattr(options.get("source"), "asked", []) == []
+    made = {row for images, _ in module.made for row in rows(images)}
+    drawn = {row for batch in module.drawn for row in rows(batch.images)}
+    holdout = {row for images, _ in module.evaluated for row in rows(images)}
+    assert holdout
+    assert holdout <= made
+    assert not holdout & drawn
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5])
+def test_holdout__share_of_every_round(share):
+    data = set_up(datamodule(holdout=share))
+    everything = {}
+    for i in range(5):
+        images = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(i))
+        labels = torch.arange(6) + 10 * i
+        data.add(images, labels)
+        everything |= dict(zip(rows(images), labels.tolist(), strict=True))
+        kept = max(1, round(6 * share))
+        assert len(data.bank) == (6 - kept) * (i + 1)
+    banked, held = rows(data.bank.images), rows(data.holdout.images)
+    assert not set(banked) & set(held)
+    assert [everything[row] for row in banked] == data.bank.labels.tolist()
+    assert [everything[row] for row in held] == data.holdout.labels.tolist()
+    if data.holdout.num_added <= data.holdout.capacity:
+        assert set(banked) | set(held) == set(everything)
+
+
+@pytest.mark.parametrize("options", [{}, {"source": EvaluationOnly()}])
+def test_setup__empty_bank_for_every_fit(options):
+    data = datamodule(**options)
+    for _ in range(2):
+        set_up(data)
+        assert len(data.bank) == 0
+        assert (data.holdout is None) == data.has_real_images
+        data.add(torch.rand(6, *SHAPE), torch.arange(6))
+        data.setup("validate")  # leaves the bank alone
+        assert len(data.bank) == 6 - (0 if data.has_real_images else len(data.holdout))
+
+
+def test_setup__initial_bank(saved):
+    bank, path = saved
+    data = datamodule(bank=BankOptions(capacity=20, initial=path))
+    for _ in range(2):
+        set_up(data)
+        assert rows(data.bank.images) == rows(bank.images)
+        assert data.bank.labels.tolist() == bank.labels.tolist()
+        assert data.bank.capacity == 20
+
+
+def test_streams__of_seed_and_rank():
+    def drawn(seed, rank):
+        data = set_up(datamodule(source=EvaluationOnly(), seed=seed), rank)
+        targets = [item.targets.tolist() for item in items_of(data, 0)]
+        data.bank.add(torch.rand(30, *SHAPE), torch.arange(30))
+        batches = [item for item in items_of(data, 1) if isinstance(item, DistillationBatch)]
+        return targets, [batch.labels.tolist() for batch in batches]
+
+    first = drawn(seed=0, rank=0)
+    assert drawn(seed=0, rank=0) == first
+    for other in (drawn(seed=1, rank=0), drawn(seed=0, rank=1), drawn(seed=0, rank=2)):
+        assert other[0] != first[0]
+        assert other[1] != first[1]
+
+
+def test_streams__global_state_untouched():
+    data = set_up(datamodule(augmentation=RandomCropFlip()))
+    images = torch.rand(6, *SHAPE)
+    before = torch.get_rng_state()
+    data.add(images, torch.arange(6))
+    list(items_of(data, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_val_dataloader__not_in_warm_up():
+    data = set_up(datamodule(source=EvaluationOnly()), epoch=0)
+    assert data.val_dataloader() == []
+    data.trainer.current_epoch = 1
+    assert len(data.val_dataloader()) == 1
+
+
+def test_options__one_set_of_classes_in_a_round():
+    data = set_up(datamodule(plan=replace(PLAN, round_size=CLASSES)))
+    assert sorted(next(iter(items_of(data, 0))).targets.tolist()) == list(range(CLASSES))
+    small = replace(PLAN, round_size=CLASSES - 1)
+    with pytest.raises(InputError, match=f"set round_size to at least {CLASSES}"):
+        datamodule(plan=small)
+    datamodule(plan=replace(small, allow_partial_classes=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (BankOptions, {"device": "gpu"}, '^device must be .* not "gpu"'),
+        (BankOptions, {"device": "cuda:0"}, "^device must be"),
+        (BankOptions, {"capacity": 0}, "^capacity must be .* not 0"),
+        *((datamodule, {"holdout": share}, "^holdout must be") for share in (0, 1, -0.1, 1.5)),
+        (datamodule, {"eval_batch_size": 0}, "^eval_batch_size must be"),
+        (datamodule, {"augmentation": 3}, "^augmentation must be"),
+    ],
+)
+def test_options__out_of_range(make, options, message):
+    with pytest.raises(InputError, match=message):
+        make(**options)
+
+
+def test_transfer__pinned_for_a_gpu(monkeypatch):
+    """A copy from memory that is not pinned would wait for the GPU (CUDA programming guide)."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    data, batch = set_up(datamodule()), DistillationBatch(torch.rand(6, *SHAPE), torch.arange(6))
+    assert data.on_before_batch_transfer(batch, 0)[0] is batch.images
+    assert pinned == []
+    data.trainer.strategy.root_device = torch.device("cuda", 0)
+    sent = data.on_before_batch_transfer(batch, 0)
+    assert isinstance(sent, DistillationBatch)
+    assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in batch]
+    item = SynthesisRound(torch.arange(3), True)
+    assert data.on_before_batch_transfer(item, 0) is data.on_after_batch_transfer(item, 0) is item
+
+
+def test_evaluation_batches__no_images():
+    with pytest.raises(InputError, match="no real images"):
+        datamodule(evaluation=False).evaluation_batches()
+
+
+def test_train_dataloader__step_before_any_round():
+    data = set_up(datamodule(), epoch=PLAN.warmup_epochs)
+    with pytest.raises(InputError, match="empty"):
+        list(data.train_dataloader())
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("initial", [False, True])
+def test_ranks__banks_hold_the_plan_and_the_initial_images(saved, ranks, initial):
+    bank, path = saved
+    everyone = set_up_all(ranks, bank=BankOptions(initial=path if initial else None))
+    parts = [rows(data.bank.images) for data in everyone]
+    first = rows(bank.images) if initial else []
+    assert sorted(row for part in parts for row in part) == sorted(first)
+    assert {len(part) for part in parts} <= {len(first) // ranks, -(-len(first) // ranks)}
+    for data in everyone:
+        fill(data)
+        assert len(data.bank) == data.bank.capacity == data.bank.num_added
+        assert data.shard == RankShard(everyone.index(data), ranks)
+    assert sum(len(data.bank) for data in everyone) == len(first) + PLAN.images
+
+
+@pytest.mark.parametrize("capacity", [6, 7, 20])
+def test_ranks__capacity_is_the_total(capacity):
+    everyone = set_up_all(2, bank=BankOptions(capacity=capacity))
+    for data in everyone:
+        fill(data)
+    held = [len(data.bank) for data in everyone]
+    assert held[0] == held[1]
+    assert capacity <= sum(held) < capacity + 2
+
+
+def test_ranks__batch_size_is_the_total():
+    for data in set_up_all(3):
+        data.bank.add(torch.rand(6, *SHAPE), torch.arange(6))
+        batches = [item for item in items_of(data, 1) if isinstance(item, DistillationBatch)]
+        assert [len(batch.labels) for batch in batches] == [2] * 4
+
+
+def test_ranks__evaluate_every_image_once():
+    source = EvaluationOnly()
+    everyone = set_up_all(3, source=source, eval_batch_size=2)
+    batches = [list(data.evaluation_batches()) for data in everyone]
+    assert len({len(part) for part in batches}) == 1
+    seen = [row for part in batches for images, _ in part for row in rows(images)]
+    assert sorted(seen) == sorted(rows(source.images))
+
+
+def test_ranks__plan_that_cannot_be_split(saved):
+    few = replace(PLAN, warmup_epochs=0, rounds_per_epoch=1)
+    for rank in (0, 1):
+        with pytest.raises(InputError, match=r"batch_size=5 .* choose 4 or 6"):
+            set_up(datamodule(plan=replace(PLAN, batch_size=5)), rank, ranks=2)
+        with pytest.raises(InputError, match="makes 1 rounds before"):
+            set_up(datamodule(plan=few), rank, ranks=2)
+        # Unless the first images are there already.
+        data = datamodule(plan=few, bank=BankOptions(initial=saved[1]))
+        assert len(set_up(data, rank, ranks=2).bank) == 4 - rank

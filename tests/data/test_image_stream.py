@@ -1,0 +1,180 @@
+import io
+import logging
+import multiprocessing
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nayer_pl import InputError
+from nayer_pl.data import Batches, ImageStream
+from nayer_pl.data.decoding import Decoder
+
+
+class Noise:
+    """Picture i is noise of seed i, as a PNG of varied size; the `bad` ones are cut in half."""
+
+    def __init__(self, count, bad=()):
+        self.count, self.bad = count, bad
+
+    def __len__(self):
+        return self.count
+
+    def array(self, i):
+        rng = np.random.default_rng(i)
+        return rng.integers(0, 256, (8, 8 + 3 * (i % 3), 3), dtype=np.uint8)
+
+    def __getitem__(self, i):
+        out = io.BytesIO()
+        Image.fromarray(self.array(i)).save(out, "PNG")
+        content = out.getvalue()
+        return f"picture {i}", io.BytesIO(
+            content[: len(content) // 2] if i in self.bad else content
+        )
+
+
+def stream(count=30, bad=(), **options):
+    decoder = Decoder((3, 8, 8), random=options.pop("random", False))
+    return ImageStream(Noise(count, bad), torch.arange(count) % 7, decoder, **options)
+
+
+def together(batches):
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream__same_as_in_memory(workers):
+    streamed, kept = stream(workers=workers), stream().decoded()
+    for shuffle in (False, True):
+        pairs = zip(
+            Batches(streamed, 7, shuffle=shuffle, seed=3),
+            Batches(kept, 7, shuffle=shuffle, seed=3),
+            strict=True,
+        )
+        for ours, theirs in pairs:
+            assert isinstance(ours, list)
+            assert torch.equal(ours[0], theirs[0])
+            assert torch.equal(ours[1], theirs[1])
+    assert list(streamed.read([])) == []
+    # Every third picture has this size already.
+    for i in range(0, 30, 3):
+        expected = Noise(30).array(i).transpose(2, 0, 1)
+        np.testing.assert_array_equal(kept.images[i].numpy(), expected)
+
+
+def test_stream__decodes_in_workers():
+    class Witness(Noise):
+        def __getitem__(self, i):
+            picture = Image.new("RGB", (8, 8), (os.getpid() % 251, 0, 0))
+            out = io.BytesIO()
+            picture.save(out, "PNG")
+            return "", io.BytesIO(out.getvalue())
+
+    def processes(workers):
+        labels = torch.zeros(40, dtype=torch.int64)
+        images = ImageStream(Witness(40), labels, Decoder((3, 8, 8)), workers=workers)
+        return {int(image[0, 0, 0]) for batch, _ in Batches(images, 4) for image in batch}
+
+    assert processes(0) == {os.getpid() % 251}
+    assert len(processes(2)) == 2
+    assert os.getpid() % 251 not in processes(2)
+
+
+def test_stream__random_crops():
+    def epoch(batch_size, world, workers, number=0):
+        images, labels = {}, {}
+        for rank in range(world):
+            source = stream(24, random=True, workers=workers)
+            source.labels = torch.arange(24)
+            batches = Batches(source, batch_size, True, 5, number, rank, world)
+            for pixels, numbers in batches:
+                images |= dict(zip(numbers.tolist(), pixels, strict=True))
+        return images, labels
+
+    first, _ = epoch(8, 1, 0)
+    for batch_size, world, workers in ((8, 1, 2), (4, 2, 0), (3, 2, 2)):
+        other, _ = epoch(batch_size, world, workers)
+        assert all(torch.equal(first[i], other[i]) for i in range(24))
+    later, _ = epoch(8, 1, 0, number=1)
+    assert sum(torch.equal(first[i], later[i]) for i in range(24)) < 3
+
+
+def test_stream__global_random_state():
+    before = torch.get_rng_state()
+    together(Batches(stream(random=True, workers=2), 5, shuffle=True))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream__stops_at_a_damaged_picture(workers):
+    batches = iter(Batches(stream(bad=(13, 14), workers=workers), 5))
+    assert torch.equal(next(batches)[0], stream().decoded().images[:5])
+    with pytest.raises(InputError, match=r"picture 13 \(.+\) \(and 1 more\).*corrupt=skip"):
+        list(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream__skips_damaged_pictures(workers, caplog):
+    bad = (3, 13, 14)
+    damaged = stream(bad=bad, corrupt="skip", workers=workers)
+    for _ in range(2):  # epochs
+        images, labels = together(Batches(damaged, 5))
+        good = [i for i in range(30) if i not in bad]
+        assert torch.equal(images, stream().decoded().images[good])
+        assert torch.equal(labels, torch.arange(30)[good] % 7)
+    text = caplog.text
+    assert [text.count(f"picture {i} (") for i in bad] == [1, 1, 1]
+    assert text.count("3 of 30 images are left out") == 1
+    kept = stream(bad=bad, corrupt="skip").decoded()
+    assert torch.equal(kept.images, images)
+    assert torch.equal(kept.labels, labels)
+
+
+@pytest.mark.parametrize("count", [4, 6, 8])
+def test_stream__count_before_the_last_batch(count, caplog):
+    # A trainer that knows the length never asks for what follows it.
+    batches = Batches(stream(count, bad=(count - 1,), corrupt="skip", workers=1), 2)
+    iterator = iter(batches)
+    sizes = [len(next(iterator)[1]) for _ in range(len(batches))]
+    assert sum(sizes) == count - 1
+    assert f"1 of {count} images are left out" in caplog.text
+    assert not multiprocessing.active_children()
+
+
+def test_decoded__stops_at_damaged_pictures():
+    with pytest.raises(InputError, match=r"picture 3 .*and 2 more.*corrupt=skip"):
+        stream(bad=(3, 13, 29)).decoded()
+
+
+def test_decoded__names_ten_damaged_pictures(caplog):
+    with caplog.at_level(logging.WARNING):
+        stream(bad=range(25), corrupt="skip").decoded()
+    assert caplog.text.count("Left out") == 10
+    assert "25 of 30 images are left out" in caplog.text
+
+
+def test_stream__only_damaged_pictures():
+    with pytest.raises(InputError, match="None of the 30 images"):
+        stream(bad=range(30), corrupt="skip").decoded()
+    with pytest.raises(InputError, match=r"whole batch of 5 .*picture 10"):
+        together(Batches(stream(bad=range(10, 15), corrupt="skip"), 5))
+
+
+def test_decoded__unknown_format():
+    class Text(Noise):
+        def __getitem__(self, i):
+            return "notes.txt", io.BytesIO(b"not an image")
+
+    images = ImageStream(Text(1), torch.zeros(1, dtype=torch.int64), Decoder((3, 8, 8)))
+    with pytest.raises(InputError, match=r"notes.txt \(no known image format\)"):
+        images.decoded()
+
+
+def test_stream__pickle():
+    original = stream()
+    copy = pickle.loads(pickle.dumps(original))
+    assert torch.equal(together(Batches(copy, 9))[0], together(Batches(original, 9))[0])

@@ -1,0 +1,401 @@
+"""The networks against published counts and key layouts, and against their papers written out."""
+
+import ast
+import hashlib
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nayer_pl.networks import (
+    build_network,
+    create_model,
+    list_models,
+    load_teacher,
+    mobilenetv2,
+    mobilenetv2_imagenet,
+    resnet18,
+    shufflenetv2,
+    wrn16_1,
+)
+from nayer_pl.networks.cifar import VGG
+from nayer_pl.networks.resnet import BasicBlock, Bottleneck, ResNet
+
+PUBLISHED = Path(__file__).parents[3] / "shared/published_teachers"
+FILES = ("resnet34", "resnet18", "wrn40_2", "wrn16_1", "wrn16_2", "wrn40_1", "vgg11")
+# Of the data-free distillation literature; of CRD at 100 classes; of torchvision's documentation at
+# 1000 classes. At 100 classes CRD's ShuffleV2 has a stem of 1x1 instead of 3x3 convolutions, with
+# 24 * 3 * 8 parameters fewer. MobileNetV2's last layer has 1281 parameters for each class.
+PARAMETERS = {
+    "resnet34": {10: 21_282_122, 100: 21_328_292, 200: 21_379_592},
+    "resnet18": {10: 11_173_962, 100: 11_220_132},
+    "resnet50": {10: 23_520_842, 100: 23_705_252},
+    "wrn40_2": {10: 2_243_546, 100: 2_255_156},
+    "wrn16_1": {10: 175_066, 100: 180_916},
+    "wrn16_2": {10: 691_674, 100: 703_284},
+    "wrn40_1": {10: 563_930, 100: 569_780},
+    "vgg11": {10: 9_231_114, 100: 9_277_284},
+    "resnet20": {100: 278_324},
+    "resnet32": {100: 472_756},
+    "resnet56": {100: 861_620},
+    "resnet8x4": {100: 1_233_540},
+    "resnet32x4": {100: 7_433_860},
+    "resnet18_imagenet": {1000: 11_689_512},
+    "resnet34_imagenet": {1000: 21_797_672},
+    "resnet50_imagenet": {1000: 25_557_032},
+    "mobilenetv2": {k: 3_504_872 - 1281 * (1000 - k) for k in (10, 100, 1000)},
+    "mobilenetv2_imagenet": {k: 3_504_872 - 1281 * (1000 - k) for k in (10, 100, 1000)},
+    "shufflenetv2": {1000: 2_278_604, 100: 1_355_528 + 24 * 3 * 8, 10: 1_263_854},
+}
+NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
+CIFAR = {
+    "resnet20": (20, NARROW), "resnet32": (32, NARROW), "resnet56": (56, NARROW),
+    "resnet8x4": (8, WIDE), "resnet32x4": (32, WIDE),
+}  # fmt: skip
+# Number of entries, and digest of keys and shapes, from torchvision 0.29's source at these classes.
+TORCHVISION = {
+    "resnet18_imagenet": (1000, 122, "5191d63ec3989592"),
+    "resnet34_imagenet": (1000, 218, "f8de2a1812ef85e4"),
+    "resnet50_imagenet": (1000, 320, "a87e91cd6bd1f939"),
+    "mobilenetv2": (10, 314, "dc7b0abda4838b2c"),
+    "mobilenetv2_imagenet": (1000, 314, "e3eb10f890f74c6e"),
+    "shufflenetv2": (10, 338, "425a0d39c14a22f2"),
+}
+# Classes, image size, and millions of multiply-adds with their decimals: published beside the CIFAR
+# checkpoints, and in torchvision's documentation.
+MULTIPLY_ADDS = {
+    "resnet20": (10, 32, 40.81, 2),
+    "resnet32": (10, 32, 69.12, 2),
+    "resnet56": (10, 32, 125.75, 2),
+    "mobilenetv2": (10, 32, 87.98, 2),
+    "shufflenetv2": (10, 32, 45.00, 2),
+    "mobilenetv2_imagenet": (1000, 224, 301, 0),
+    "resnet18_imagenet": (1000, 224, 1814, 0),
+    "resnet34_imagenet": (1000, 224, 3664, 0),
+    "resnet50_imagenet": (1000, 224, 4089, 0),
+}
+# The last layer before the pooling, its channels, and its side for an image size.
+FEATURES = {
+    **{name: ("layer3", widths[3], {32: 8, 28: 7}) for name, (_, widths) in CIFAR.items()},
+    "resnet18_imagenet": ("layer4", 512, {224: 7, 32: 1}),
+    "resnet34_imagenet": ("layer4", 512, {224: 7, 32: 1}),
+    "resnet50_imagenet": ("layer4", 2048, {224: 7, 32: 1}),
+    "mobilenetv2": ("features", 1280, {32: 4, 28: 4}),
+    "mobilenetv2_imagenet": ("features", 1280, {224: 7}),
+    "shufflenetv2": ("conv5", 1024, {32: 4, 28: 4}),
+}
+
+
+def layout(name, *args):
+    with torch.device("meta"):
+        return create_model(name, *args)
+
+
+def shapes(network):
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
+def digest(network):
+    lines = sorted(f"{key} {shape}" for key, shape in shapes(network).items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def test_every_network_is_checked():
+    assert list_models() == sorted(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts(name):
+    counts = {k: sum(p.numel() for p in layout(name, k).parameters()) for k in PARAMETERS[name]}
+    assert counts == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("resnet20", 0.27), ("resnet32", 0.46), ("resnet56", 0.85)]
+)
+def test_parameter_counts_of_the_paper_without_shortcuts(name, millions):
+    parameters = layout(name, 10).named_parameters()
+    count = sum(p.numel() for key, p in parameters if "downsample" not in key)
+    assert round(count / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published layouts here")
+def test_published_checkpoints_load(name, tmp_path):
+    entries = {}
+    for line in (PUBLISHED / f"{name}.txt").read_text().splitlines():
+        key, shape, dtype = re.fullmatch(r"(\S+) (\(.*\)) (\w+)", line).groups()
+        entries[key] = ast.literal_eval(shape), getattr(torch, dtype)
+    ours = layout(name, 10).state_dict()
+    assert {key: (tuple(value.shape), value.dtype) for key, value in ours.items()} == entries
+    state = {
+        key: torch.rand(shape) if dtype.is_floating_point else torch.tensor(7, dtype=dtype)
+        for key, (shape, dtype) in entries.items()
+    }
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    description = {"_target_": f"nayer_pl.networks.{name}", "num_classes": 10}
+    loaded = load_teacher(description, tmp_path / "w.pth", [0.5], [0.25]).network.state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("name", CIFAR)
+@pytest.mark.parametrize(("classes", "channels"), [(10, 3), (100, 3), (7, 1)])
+def test_layout_of_published_cifar_checkpoints(name, classes, channels):
+    """Keys and shapes, written down without building anything."""
+    depth, widths = CIFAR[name]
+    expected = {"fc.weight": (classes, widths[3]), "fc.bias": (classes,)}
+
+    def convolution(conv, norm, shape):
+        expected[f"{conv}.weight"] = shape
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            expected[f"{norm}.{part}"] = shape[:1]
+        expected[f"{norm}.num_batches_tracked"] = ()
+
+    convolution("conv1", "bn1", (widths[0], channels, 3, 3))
+    for stage in (1, 2, 3):
+        before, width = widths[stage - 1], widths[stage]
+        for i in range((depth - 2) // 6):
+            block = f"layer{stage}.{i}"
+            shape = (width, before if i == 0 else width, 3, 3)
+            convolution(f"{block}.conv1", f"{block}.bn1", shape)
+            convolution(f"{block}.conv2", f"{block}.bn2", (width, width, 3, 3))
+            if i == 0 and before != width:
+                shape = (width, before, 1, 1)
+                convolution(f"{block}.downsample.0", f"{block}.downsample.1", shape)
+    assert shapes(layout(name, classes, channels)) == expected
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    count = sum(math.prod(s) for key, s in expected.items() if not key.endswith(buffers))
+    assert classes != 100 or count == PARAMETERS[name][100]
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_layout_of_torchvision(name):
+    classes, entries, keys_and_shapes = TORCHVISION[name]
+    network = layout(name, classes)
+    assert (len(network.state_dict()), digest(network)) == (entries, keys_and_shapes)
+
+
+@pytest.mark.parametrize("name", MULTIPLY_ADDS)
+def test_multiply_adds(name):
+    classes, size, millions, decimals = MULTIPLY_ADDS[name]
+    network, work = layout(name, classes), []
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(
+                lambda m, _, out: work.append(out.numel() * m.weight[0].numel())
+            )
+    network(torch.empty(1, 3, size, size, device="meta"))
+    assert round(sum(work) / 1e6, decimals) == millions
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_size_of_the_features(name):
+    layer, channels, sides = FEATURES[name]
+    network, seen = layout(name, 7, 1), []
+    network.get_submodule(layer).register_forward_hook(lambda *args: seen.append(args[2].shape))
+    for size, side in sides.items():
+        assert network(torch.empty(2, 1, size, size, device="meta")).shape == (2, 7)
+        assert seen.pop() == (2, channels, side, side)
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if not name.endswith("_imagenet")])
+@pytest.mark.parametrize("size", [16, 28, 64])
+def test_image_sizes(name, size):
+    assert layout(name, 7, 1)(torch.empty(2, 1, size, size, device="meta")).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_one_channel_changes_the_first_convolution_only(name):
+    gray, color = shapes(layout(name, 7, 1)), shapes(layout(name, 7, 3))
+    (changed,) = [key for key in color if color[key] != gray[key]]
+    assert changed == next(iter(color))
+    assert gray[changed] == (color[changed][0], 1, *color[changed][2:])
+
+
+@pytest.mark.parametrize("name", [*CIFAR, *TORCHVISION, "wrn16_1"])
+def test_gradients_reach_every_parameter(name):
+    network = create_model(name, 5)
+    size = 64 if name in TORCHVISION else 16
+    F.cross_entropy(network(torch.randn(4, 3, size, size)), torch.arange(4)).backward()
+    without = [key for key, p in network.named_parameters() if not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_description_rebuilds_the_network(name):
+    network = layout(name, 7, 1)
+    description = {"_target_": f"nayer_pl.networks.{name}", "num_classes": 7, "channels": 1}
+    assert network.architecture == description
+    with torch.device("meta"):
+        rebuilt = build_network(network.architecture)
+    assert shapes(rebuilt) == shapes(network)
+    strides = [
+        [m.stride for m in net.modules() if isinstance(m, nn.Conv2d)] for net in (network, rebuilt)
+    ]
+    assert strides[0] == strides[1]
+
+
+def test_mobilenet_drops_features_in_training_only():
+    network = mobilenetv2(3)
+    dropout, features = network.classifier[0], torch.ones(200, 1280)
+    assert (dropout(features) == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
+    network.eval()
+    assert torch.equal(dropout(features), features)
+
+
+# The forward passes written out from the papers, on the networks' weights `s` by their keys.
+
+
+def convolve(x, s, conv, norm=None, stride=1):
+    weight = s[f"{conv}.weight"]
+    groups, padding = x.shape[1] // weight.shape[1], weight.shape[-1] // 2
+    x = F.conv2d(x, weight, s.get(f"{conv}.bias"), stride, padding, groups=groups)
+    return x if norm is None else normalize(x, s, norm)
+
+
+def normalize(x, s, norm):
+    mean, var, weight, bias = (
+        s[f"{norm}.{part}"][:, None, None]
+        for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+
+def pool_and_classify(x, s, head):
+    return x.mean((2, 3)) @ s[f"{head}.weight"].T + s[f"{head}.bias"]
+
+
+def resnet(x, s, depths, for_imagenet=False, shortcut="downsample", head="fc"):
+    x = convolve(x, s, "conv1", "bn1", 2 if for_imagenet else 1).relu()
+    if for_imagenet:
+        # Nothing is below zero here, so a border of zeros changes no maximum.
+        x = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2).amax((4, 5))
+    for stage, depth in enumerate(depths, start=1):
+        for i in range(depth):
+            block, kept = f"layer{stage}.{i}", x
+            stride = 2 if stage > 1 and i == 0 else 1
+            if f"{block}.conv3.weight" in s:
+                x = convolve(x, s, f"{block}.conv1", f"{block}.bn1").relu()
+                x = convolve(x, s, f"{block}.conv2", f"{block}.bn2", stride).relu()
+                x = convolve(x, s, f"{block}.conv3", f"{block}.bn3")
+            else:
+                x = convolve(x, s, f"{block}.conv1", f"{block}.bn1", stride).relu()
+                x = convolve(x, s, f"{block}.conv2", f"{block}.bn2")
+            if x.shape != kept.shape:
+                name = f"{block}.{shortcut}"
+                kept = convolve(kept, s, f"{name}.0", f"{name}.1", stride)
+            x = (x + kept).relu()
+    return pool_and_classify(x, s, head)
+
+
+def wide_resnet(x, s):
+    x = convolve(x, s, "conv1")
+    for stage, strides in ((1, (1, 1)), (2, (2, 1)), (3, (2, 1))):
+        for i, stride in enumerate(strides):
+            block = f"block{stage}.layer.{i}"
+            activated = normalize(x, s, f"{block}.bn1").relu()
+            out = convolve(activated, s, f"{block}.conv1", f"{block}.bn2", stride).relu()
+            if f"{block}.convShortcut.weight" in s:
+                x = convolve(activated, s, f"{block}.convShortcut", stride=stride)
+            x = convolve(out, s, f"{block}.conv2") + x
+    return pool_and_classify(normalize(x, s, "bn1").relu(), s, "fc")
+
+
+def small_vgg(x, s):
+    x = convolve(x, s, "block0.0", "block0.1").relu()
+    x = x.reshape(*x.shape[:2], 4, 2, 4, 2).amax((3, 5))
+    x = convolve(x, s, "block1.0", "block1.1").relu()
+    x = convolve(x, s, "block1.3", "block1.4").relu()
+    return pool_and_classify(x, s, "classifier")
+
+
+def mobilenet(x, s, halving):
+    """With the first blocks of the stages that halve the resolution."""
+
+    def clipped(x, prefix, stride=1):
+        return convolve(x, s, f"{prefix}.0", f"{prefix}.1", stride).clamp(0, 6)
+
+    x = clipped(x, "features.0", 2 if 0 in halving else 1)
+    assert x.amax() == 6, "the test must tell ReLU6 from ReLU"
+    for i in range(1, 18):
+        block, stride, kept = f"features.{i}.conv", 2 if i in halving else 1, x
+        if i == 1:
+            x = convolve(clipped(x, f"{block}.0"), s, f"{block}.1", f"{block}.2")
+        else:
+            x = clipped(clipped(x, f"{block}.0"), f"{block}.1", stride)
+            x = convolve(x, s, f"{block}.2", f"{block}.3")
+        if i in {3, 5, 6, 8, 9, 10, 12, 13, 15, 16}:
+            x = x + kept
+    return pool_and_classify(clipped(x, "features.18"), s, "classifier.1")
+
+
+def shufflenet(x, s):
+    def shuffle(left, right):
+        pairs = zip(left.unbind(1), right.unbind(1), strict=True)
+        return torch.stack([channel for pair in pairs for channel in pair], dim=1)
+
+    def step(x, prefix, i, stride=1):
+        return convolve(x, s, f"{prefix}.{i}", f"{prefix}.{i + 1}", stride)
+
+    def branch2(x, unit, stride):
+        x = step(x, f"{unit}.branch2", 0).relu()
+        return step(step(x, f"{unit}.branch2", 3, stride), f"{unit}.branch2", 5).relu()
+
+    x = step(x, "conv1", 0).relu()
+    for stage, depth in (("stage2", 4), ("stage3", 8), ("stage4", 4)):
+        left = step(step(x, f"{stage}.0.branch1", 0, 2), f"{stage}.0.branch1", 2).relu()
+        x = shuffle(left, branch2(x, f"{stage}.0", 2))
+        half = x.shape[1] // 2
+        for i in range(1, depth):
+            x = shuffle(x[:, :half], branch2(x[:, half:], f"{stage}.{i}", 1))
+    return pool_and_classify(step(x, "conv5", 0).relu(), s, "fc")
+
+
+@pytest.mark.parametrize(
+    ("build", "reference", "size"),
+    [
+        (
+            lambda: ResNet(BasicBlock, (2, 2, 2), (2, 3, 4, 5), 3, 2),
+            lambda x, s: resnet(x, s, (2, 2, 2)),
+            8,
+        ),
+        (
+            lambda: ResNet(Bottleneck, (2, 1, 2), (3, 2, 3, 4), 3, 2),
+            lambda x, s: resnet(x, s, (2, 1, 2)),
+            8,
+        ),
+        (
+            lambda: ResNet(Bottleneck, (2, 1, 1, 1), (64, 64, 128, 256, 512), 3, 2, True),
+            lambda x, s: resnet(x, s, (2, 1, 1, 1), for_imagenet=True),
+            48,
+        ),
+        (
+            lambda: resnet18(3, 2),
+            lambda x, s: resnet(x, s, (2, 2, 2, 2), shortcut="shortcut", head="linear"),
+            16,
+        ),
+        (lambda: wrn16_1(3, 2), wide_resnet, 8),
+        (lambda: VGG([[4], [5, 6]], 3, 2), small_vgg, 8),
+        (lambda: mobilenetv2(3, 2), lambda x, s: mobilenet(x, s, {4, 7, 14}), 48),
+        (lambda: mobilenetv2_imagenet(3, 2), lambda x, s: mobilenet(x, s, {0, 2, 4, 7, 14}), 48),
+        (lambda: shufflenetv2(3, 2), shufflenet, 24),
+    ],
+)
+@torch.no_grad()
+def test_forward_pass(build, reference, size):
+    torch.manual_seed(1)
+    network = build().eval().double()
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.weight.uniform_(1, 3)
+            norm.bias.normal_()
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.1, 0.5)
+    x = torch.randn(2, 2, size, size, dtype=torch.float64)
+    expected = reference(x, network.state_dict())
+    torch.testing.assert_close(network(x), expected, rtol=1e-8, atol=1e-8)
+    assert expected.std() > 0

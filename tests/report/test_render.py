@@ -1,0 +1,120 @@
+import base64
+import io
+import re
+from xml.etree import ElementTree
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from nayer_pl.report.groups import Method, Section, sections
+from nayer_pl.report.render import COLORS, SAMPLE_WIDTH, draw, draw_axes, page, points, styles
+from nayer_pl.report.runs import Evaluation, LeftOut, Run
+
+
+def run(seed, curve=(), real=False, teacher=0.9):
+    config = {"model_name": "m", "seed": seed, "data": {"name": "d"}}
+    summary = {"teacher_accuracy": teacher, f"seconds_{'training' if real else 'synthesis'}": 1.0}
+    return Run(str(seed), config, summary, tuple(Evaluation(*each) for each in curve))
+
+
+RUNS = [
+    run(0, [(10, 0.5, 4.0, 30), (20, 0.7, 8.0, 60), (30, 0.8, 9.0, 90)]),
+    run(1, [(10, 0.7, 6.0, 30), (20, 0.9, 10.0, 60)]),  # without the third evaluation
+]
+
+
+def drawn(runs):
+    ax = Figure().subplots()
+    draw_axes(ax, Section("title", [Method("nayer", runs, {})], {}), "steps")
+    return ax
+
+
+def test_points__means_by_student_updates():
+    first, second = points(RUNS, "seconds")
+    assert first == pytest.approx((10, 5.0, 0.6, 0.02**0.5))
+    assert second == pytest.approx((20, 9.0, 0.8, 0.02**0.5))
+    assert [point.deviation for point in points(RUNS[:1], "seconds")] == [0, 0, 0]
+    assert points([run(0, [(10, 0.5, None, None)])], "seconds") == []
+
+
+def test_draw_axes__percent():
+    line, teacher = drawn(RUNS).lines
+    assert line.get_xydata().ravel() == pytest.approx([30, 60, 60, 80])
+    assert teacher.get_ydata() == pytest.approx([90, 90])
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "teacher", "limits", "ticks"),
+    [
+        ((0.4, 0.55), 0.758, (37, 78.8), [40, 50, 60, 70]),  # 100 classes, far from 100 %
+        ((0.1, 0.97), 0.996, (7, 100), [20, 40, 60, 80, 90, 95, 98, 99, 100]),
+        ((0.0, 0.3), None, (0, 33), [0, 10, 20, 30]),
+    ],
+)
+def test_draw_axes__limits(accuracies, teacher, limits, ticks):
+    ax = drawn(
+        [run(0, [(i, each, 4.0, i) for i, each in enumerate(accuracies, 1)], False, teacher)]
+    )
+    low, high = ax.get_ylim()
+    assert (low, high) == pytest.approx(limits)
+    assert [tick for tick in ax.get_yticks() if low <= tick <= high] == ticks
+
+
+def test_styles():
+    free = [Method(str(i), [run(i)], {}) for i in range(2 * len(COLORS))]
+    real = [Method(f"real {i}", [run(i, real=True)], {}) for i in range(2)]
+    found = styles([*free, *real])
+    looks = {(s["color"], str(s["linestyle"]), s.get("marker")) for s in found.values()}
+    assert len(looks) == len(free) + len(real)
+    assert {found[method.label]["color"] for method in real}.isdisjoint(COLORS)
+    assert styles([*real, *free[::-1]]) == found  # the order of results does not matter
+
+
+def png(width, height):
+    content = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(content, "png")
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def found(config, distilled):
+    curve = (Evaluation(10, 0.5, 5.0, 60), Evaluation(20, 0.8, 11.0, 120))
+    pictures = {"nayer": png(600, 300), "zskt": b"cut off", "dfq": png(30, 20)}
+    return sections(
+        [
+            Run("kd", config("kd"), {"student_accuracy": 0.9, "seconds_training": 3.0}, curve),
+            Run("f", config("<b>bold</b>", data="fashion_mnist"), distilled(0.6), curve),
+            *(
+                Run(f"{method}{seed}", config(method, seed), distilled(0.8), curve, picture)
+                for method, picture in pictures.items()
+                for seed in (0, 1)
+            ),
+        ]
+    )
+
+
+def test_page(found):
+    text = page("A & B", found, [LeftOut("runs/dfq_seed2", "not finished")])
+    root = ElementTree.fromstring(text)  # the page is XML, too
+    assert not re.search(r"http|@import|url\(|<script|<link|<iframe|href=", text)
+    sources = [image.get("src") for image in root.iter("img")]
+    assert all(source.startswith("data:image/") for source in sources)
+    pictures = [s.partition("png;base64,")[2] for s in sources if "png" in s[:20]]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures]
+    assert sorted(sizes) == [(30, 20), (SAMPLE_WIDTH, SAMPLE_WIDTH // 2)]
+
+    texts = [element.text for element in root.iter() if element.text]
+    titles = [element.text for element in root.iter("h2")]
+    assert titles == ["digits, wrn16_1 to wrn16_1", "fashion_mnist, wrn16_1 to wrn16_1"]
+    for name in ("nayer", "zskt", "kd (real images)", "<b>bold</b>"):
+        assert texts.count(name) == 3  # two tables and the settings
+    assert {"A & B", "80.0 ± 0.0", "88.9 ± 0.0", "0, 1", "not reached"} <= set(texts)
+    assert "runs/dfq_seed2: not finished" in map("".join, (li.itertext() for li in root.iter("li")))
+    for table in root.iter("table"):
+        assert len({len(row) for row in table.iter("tr")}) == 1
+
+
+@pytest.mark.parametrize("file_format", ["png", "svg"])
+def test_draw__deterministic(found, file_format):
+    assert draw(found, file_format) == draw(found, file_format)
