@@ -1,4 +1,3 @@
-import functools
 import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from nayer_pl import NAYER, Classifier, Plan, SyntheticDataModule
 from nayer_pl.app.main import register_configs
 from nayer_pl.data import ImageSet
-from nayer_pl.distillation.student import MOMENTUM_SGD
 
 ROOT = Path(__file__).resolve().parents[1]
 register_configs(ROOT / "conf")  # for every test that composes a configuration
