@@ -131,7 +131,7 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("teacher.std=[0.3,0.3,0.3]",), ("std", "as many values")),
     (("student.architecture.num_classes=7",), ("7 outputs", "10")),
     (("data.image_shape=[1,18,18]",), ("sides divisible by 4", "")),
-    (("model.check_teacher=true",), ("guessing", "check_teacher=false")),
+    (("model.check_teacher=true",), ("guessing", "check_teacher=False")),
     (("teacher.weights=null",), ("nothing to teach", "")),
     (("+trainer.check_val_every_n_epoch=5",), ("trainer.check_val_every_n_epoch", "a divisor of")),
 ]  # fmt: skip
@@ -162,7 +162,7 @@ def test_train__no_mistake(config, typed):
 @pytest.mark.usefixtures("files")
 def test_train__picture_that_cannot_be_read(config):
     shutil.copy("text.txt", "pictures/test/c/1.png")
-    with pytest.raises(InputError, match=r"pictures/test/c/1\.png \(.*data\.corrupt=skip"):
+    with pytest.raises(InputError, match=r"pictures/test/c/1\.png \(.*corrupt=skip"):
         train(config(*DISTILL, *PICTURES))
 
 
