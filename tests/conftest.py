@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from nayer_pl import NAYER, Classifier, Plan, SyntheticDataModule
 from nayer_pl.app.main import register_configs
+from nayer_pl.bank import SynthesisRound
 from nayer_pl.data import ImageSet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,26 +129,33 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
 
 
 @pytest.fixture
-def terms_written_out() -> Callable[..., None]:
-    """Compares 0.7 L_ce + 2 L_adv of a method, without L_bn, with what it stands for."""
+def watch_rounds() -> Callable[[Any], list[SimpleNamespace]]:
+    """A list to which every synthesis round of a method is added.
 
-    def check(method: Any, judge: Callable[[Tensor, Tensor], Tensor]) -> None:
-        assert (method.bn_weight, method.ce_weight, method.adv_weight) == (0, 0.7, 2.0)
-        method.student.eval()
-        images, targets = torch.rand(12, *SHAPE, requires_grad=True), torch.arange(12) % CLASSES
-        for net in (method.teacher, method.student):  # no class is everybody's favourite
-            net.network.head.bias.data -= net(images).detach().mean(0)
-        p, q = method.teacher(images).softmax(1), method.student(images).softmax(1)
-        agree = p.argmax(1) == q.argmax(1)
-        assert 0 < agree.sum() < 12
-        adversary = -((p * (p / q).log()).sum(1) * agree).sum() / 12
-        expected = -0.7 * p[range(12), targets].log().mean() + 2.0 * adversary
-        found = judge(images, targets)
-        torch.testing.assert_close(found, expected)
-        slopes = [torch.autograd.grad(loss, images)[0] for loss in (found, expected)]
-        torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
+    Each has `targets`, `warm_up`, the images `made` at every step and `kept` at the end, and by
+    name the loss `terms` of every step.
+    """
 
-    return check
+    def watch(method: Any) -> list[SimpleNamespace]:
+        rounds: list[SimpleNamespace] = []
+        generate, optimize = method.synthesizer.generate, method._optimize_images
+
+        def watched_generate(targets: Tensor) -> Tensor:
+            images = generate(targets)
+            rounds[-1].made.append(images.detach().clone())
+            return images
+
+        def watched_optimize(item: SynthesisRound) -> tuple[Tensor, Tensor, list[str]]:
+            rounds.append(SimpleNamespace(targets=item.targets, warm_up=item.warm_up, made=[]))
+            images, steps, names = optimize(item)
+            rounds[-1].kept = images
+            rounds[-1].terms = dict(zip(names, steps.unbind(1), strict=True))
+            return images, steps, names
+
+        method.synthesizer.generate, method._optimize_images = watched_generate, watched_optimize
+        return rounds
+
+    return watch
 
 
 @contextmanager
