@@ -209,12 +209,6 @@ def test_features(layers, features):
     torch.testing.assert_close(seen[:, -last:], expected[:, -last:])
 
 
-def test_init__without_batchnorm(cmi, tiny_classifier):
-    """No weight of 0 helps: features come from BatchNorms too."""
-    with pytest.raises(InputError, match=r"no BatchNorm2d .*feature maps\.$"):
-        cmi(teacher=tiny_classifier(norm=False), bn_weight=0)
-
-
 @pytest.mark.parametrize("part", [(0.5, 0.25), (0.0, 0.5), (0.5, 1.5)])
 def test_init__part(cmi, part):
     with pytest.raises(InputError, match="part"):

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nayer_pl import RandomCropFlip
+from nayer_pl import RandomCropFlip, RandomResizedPart, RollFlip
+from nayer_pl.synthesis.augmentation import _resampling
 
 
 def possible_crops(image, padding, flip):
@@ -161,3 +164,75 @@ def test_input_is_left_alone():
     before = images.clone()
     RandomCropFlip()(images)
     assert torch.equal(images, before)
+
+
+def views_of(images, limit, flip):
+    """All that may become of images: their rolls, and those of their mirror images."""
+    views = [images, images.flip(3)] if flip else [images]
+    shifts = itertools.product(range(-limit, limit + 1), repeat=2)
+    return [torch.roll(view, shift, (2, 3)) for shift in shifts for view in views]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_roll_flip__every_roll_of_the_batch(flip):
+    images, rng = torch.rand(2, 1, 4, 5), torch.Generator().manual_seed(0)
+    expected = views_of(images, 1, flip)
+    seen = [RollFlip(1, flip)(images, rng) for _ in range(200)]
+    found = [[torch.equal(a, b) for b in expected] for a in seen]
+    assert all(any(row) for row in found)
+    assert all(any(column) for column in zip(*found, strict=True))
+
+
+def part_of(images, area, flip, rng):
+    return RandomResizedPart(area, flip)(images, rng)
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 8), (2, 5), (3, 4), (7, 1)])
+def test_resized_part__whole_pixels(start, length):
+    line = torch.rand(1, 1, 8, dtype=torch.float64)
+    part = line[..., start : start + length]
+    expected = F.interpolate(part, size=8, mode="linear", align_corners=False)
+    matrix = _resampling(torch.tensor([start]).double(), torch.tensor([length]).double(), 8)
+    torch.testing.assert_close(line @ matrix[0].T, expected)
+
+
+def parts_of_a_ramp(area, flip):
+    """First and last pixel of 2,000 parts of an image whose values are its coordinates."""
+    height, width = 12, 16
+    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    ramp = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(2000, 2, -1, -1)
+    found = part_of(ramp, area, flip, torch.Generator().manual_seed(0))
+    assert found.shape == ramp.shape
+    # Away from the border, where the ramp ends: slopes say how large the part was.
+    tall = (found[:, 0, 7, 8] - found[:, 0, 5, 8]) / 2 * height
+    wide = (found[:, 1, 6, 9] - found[:, 1, 6, 7]) / 2 * width
+    return found, tall / height, wide / width
+
+
+def test_resized_part__area():
+    found, tall, wide = parts_of_a_ramp((0.25, 0.5), flip=False)
+    share, shape = tall * wide, wide / tall
+    assert 0.25 - 1e-4 < float(share.min()) < 0.26
+    assert 0.49 < float(share.max()) < 0.5 + 1e-4
+    assert 0.75 - 1e-4 < float(shape.min()) < 0.76
+    assert 1.3 < float(shape.max()) < 4 / 3 + 1e-4
+    for axis, size in enumerate((12, 16)):
+        values = found[:, axis]
+        assert 0.5 <= float(values.min()) < 0.7
+        assert size - 0.7 < float(values.max()) <= size - 0.5
+
+
+def test_resized_part__flip():
+    _, _, wide = parts_of_a_ramp((0.25, 1.0), flip=True)
+    assert 0.45 < float((wide < 0).float().mean()) < 0.55
+    assert float(wide.abs().max()) <= 1 + 1e-4
+    _, _, wide = parts_of_a_ramp((0.25, 1.0), flip=False)
+    assert float(wide.min()) > 0
+
+
+def test_resized_part__gradient():
+    images = torch.rand(3, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+    rng = torch.Generator()
+    assert torch.autograd.gradcheck(
+        lambda x: part_of(x, (0.25, 1.0), True, rng.manual_seed(1)), images
+    )

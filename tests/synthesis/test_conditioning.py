@@ -18,11 +18,14 @@ def conditioning(**options):
 
 def test_output_is_batch_norm_then_a_layer_per_set():
     module = conditioning()
-    module.spread.weight.data.normal_()
-    module.spread.bias.data.normal_()
+    module.embedding_norm.weight.data.normal_()
+    module.embedding_norm.bias.data.normal_()
     rows = module.embeddings.numpy().astype(np.float64)[TARGETS.numpy()]
-    spread = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + module.spread.eps)
-    spread = spread * module.spread.weight.detach().numpy() + module.spread.bias.detach().numpy()
+    spread = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + module.embedding_norm.eps)
+    spread = (
+        spread * module.embedding_norm.weight.detach().numpy()
+        + module.embedding_norm.bias.detach().numpy()
+    )
     layers = module.noisy_layer.weight.detach().numpy()
     expected = np.stack([row @ layers[i // 3] for i, row in enumerate(spread)])
     np.testing.assert_allclose(module(TARGETS).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
@@ -37,7 +40,7 @@ def test_embeddings_are_constant_and_stay_out_of_checkpoints():
     assert "embeddings" not in module.state_dict()
     assert not module.embeddings.requires_grad
     assert {name for name, _ in module.named_parameters()} == {
-        "spread.weight", "spread.bias", "noisy_layer.weight", "noisy_layer.bias"
+        "embedding_norm.weight", "embedding_norm.bias", "noisy_layer.weight", "noisy_layer.bias"
     }  # fmt: skip
 
 
@@ -62,18 +65,20 @@ def test_reset_forgets_the_spread_and_keeps_the_parameters():
     module = conditioning()
     parameters = list(module.parameters())
     noise = module.noisy_layer.weight.detach().clone()
-    module.spread.weight.data.fill_(7)
-    module.spread.bias.data.fill_(7)
+    module.embedding_norm.weight.data.fill_(7)
+    module.embedding_norm.bias.data.fill_(7)
     module(TARGETS)
     module.reset_parameters()
     assert all(new is old for new, old in zip(module.parameters(), parameters, strict=True))
-    assert module.spread.weight.tolist() == [1.0] * 5
-    assert module.spread.bias.tolist() == [0.0] * 5
-    assert module.spread.running_mean.tolist() == [0.0] * 5
+    assert module.embedding_norm.weight.tolist() == [1.0] * 5
+    assert module.embedding_norm.bias.tolist() == [0.0] * 5
+    assert module.embedding_norm.running_mean.tolist() == [0.0] * 5
     assert torch.equal(module.noisy_layer.weight, noise)
 
 
-@pytest.mark.parametrize("name", ["spread.weight", "spread.bias", "noisy_layer.weight"])
+@pytest.mark.parametrize(
+    "name", ["embedding_norm.weight", "embedding_norm.bias", "noisy_layer.weight"]
+)
 def test_every_part_learns(name):
     module = conditioning()
     module(TARGETS).square().sum().backward()

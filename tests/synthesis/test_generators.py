@@ -5,7 +5,7 @@ from torch import nn
 
 from nayer_pl import Generator, InputError
 from nayer_pl.synthesis import DeepGenerator
-from nayer_pl.synthesis.generators import MOST_CHANNELS, UpsampledConv, reset_parameters_
+from nayer_pl.synthesis.generators import MAX_CHANNELS, UpsampledConv, reset_parameters_
 
 
 def second_implementation(generator, features, shape, upsamplings):
@@ -100,7 +100,7 @@ def test_upsampled_convolution_is_upsampling_then_convolution(shape, out_channel
 def test_channels_are_never_more_than_allowed():
     generator = Generator(4, (3, 8, 8), width=200, upsamplings=3)
     widths = [m.out_channels for m in generator.modules() if isinstance(m, nn.Conv2d)]
-    assert widths == [MOST_CHANNELS, 400, 200, 3]
+    assert widths == [MAX_CHANNELS, 400, 200, 3]
 
 
 @pytest.mark.parametrize(

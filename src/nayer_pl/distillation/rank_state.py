@@ -226,7 +226,8 @@ class DistillationState(RankState):
                     state[name] = buffer.clone()
         for optimizer in checkpoint.get("optimizer_states", [])[1:]:  # every rank has its own
             optimizer["state"] = {}
-        checkpoint["progress"] = {"student_updates": module.student_updates}
+        progress = {"student_updates": module.student_updates, "rounds": module.rounds}
+        checkpoint["progress"] = progress
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Restore also the progress, and the place in the epoch."""

@@ -84,7 +84,7 @@ class CMI(DataFreeDistillation):
         >>> teacher = Classifier(create_model("wrn16_1", num_classes=3), mean=[0.5], std=[0.2])
         >>> student = Classifier(create_model("wrn16_1", num_classes=3))
         >>> CMI(teacher, student, (3, 32, 32), layers="stages").synthesizer.feature_count
-        176
+        112
     """
 
     @checked
