@@ -31,7 +31,7 @@ def test_library_example(tmp_path, monkeypatch, capsys):
 # Commands may go on in the next line, after a backslash.
 TEXTS = "\n".join([README, *(path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md"))])
 FOUND = re.findall(r"python train\.py [^`\n#]*(?=`|\n|#)", re.sub(r"\\\n\s*", "", TEXTS))
-# What a page adds itself is tested with that page (test_adding_a_method.py).
+# What a page adds itself is tested with that page (test_extending.py).
 COMMANDS = sorted({command.strip() for command in FOUND if "--config-dir" not in command})
 
 

@@ -14,8 +14,18 @@ ROWS = torch.tensor([[0.0, 1.5], [2.0, -3.0], [4.0, 5.0]])
 
 
 class Lengths:
+    """Encodes a name as its length."""
+
     def embed(self, names):
         return torch.tensor([[float(len(name))] for name in names])
+
+
+class Constant:
+    def __init__(self, value):
+        self.value = value
+
+    def embed(self, names):
+        return torch.full((len(names), 2), self.value)
 
 
 @pytest.fixture
@@ -34,107 +44,92 @@ def listed(path, *names):
     return path
 
 
-def test_label_text_encodes_the_names_in_their_order():
-    assert LabelText(["cat", "horse"], Lengths()).embeddings().tolist() == [[3.0], [5.0]]
-
-
-def test_label_text_warns_of_equal_names(caplog):
+@pytest.mark.parametrize("names", [["cat", "horse"], ["crane", "cat", "crane"]])
+def test_label_text(caplog, names):
+    """Names are encoded in their order, with a warning of equal ones."""
     with caplog.at_level(logging.WARNING):
-        LabelText(["crane", "cat", "crane"], Lengths()).embeddings()
-    assert "crane" in caplog.text
-    assert "cat" not in caplog.text.replace("cannot", "")
+        embeddings = LabelText(names, Lengths()).embeddings()
+    assert embeddings.tolist() == [[len(name)] for name in names]
+    assert ("crane" in caplog.text) == ("crane" in names) == bool(caplog.text)
+    assert ": crane." in caplog.text or not caplog.text
 
 
-def test_label_text_says_nothing_about_different_names(caplog):
-    with caplog.at_level(logging.WARNING):
-        LabelText(["cat", "horse"], Lengths()).embeddings()
-    assert caplog.text == ""
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("nan"), "'cat' holds NaN"), (1.0, "the same label text")]
+)
+def test_label_text__useless(value, message):
+    with pytest.raises(InputError, match=message):
+        LabelText(["cat", "dog"], Constant(value)).embeddings()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_npy_rows_are_labels(tmp_path, dtype):
+def test_npy(tmp_path, dtype):
+    """Rows are labels."""
     np.save(tmp_path / "rows.npy", ROWS.numpy().astype(dtype))
     rows = EmbeddingFile(tmp_path / "rows.npy").embed(["a", "b", "c"])
     assert rows.dtype == torch.float32
     assert torch.equal(rows, ROWS)
 
 
-@pytest.mark.parametrize("key", ["lte", "embeddings", "anything"])
-def test_safetensors_rows_are_labels(tmp_path, key):
-    path = stored(tmp_path / "rows.safetensors", **{key: ROWS.half()})
-    rows = EmbeddingFile(str(path)).embed(["a", "b", "c"])
+@pytest.mark.parametrize(
+    ("key", "others"), [("anything", ""), ("lte", ""), ("lte", "az"), ("embeddings", "az")]
+)
+def test_safetensors(tmp_path, key, others):
+    """Its only tensor, or the one with a known name."""
+    tensors = {key: ROWS.half(), **{name: ROWS + i for i, name in enumerate(others, 1)}}
+    rows = EmbeddingFile(str(stored(tmp_path / "rows.safetensors", **tensors))).embed("abc")
     assert rows.dtype == torch.float32
     assert torch.equal(rows, ROWS)
 
 
-@pytest.mark.parametrize("key", ["lte", "embeddings"])
-def test_known_key_is_taken_among_several(tmp_path, key):
-    path = stored(tmp_path / "rows.safetensors", **{key: ROWS, "a": ROWS + 1, "z": ROWS + 2})
-    assert torch.equal(EmbeddingFile(path).embed(["a", "b", "c"]), ROWS)
-
-
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1,), (2, 0)])
-def test_rows_are_found_by_name(tmp_path, npy, order):
-    known = ["cat", "ice cream", "dog"]
-    file = EmbeddingFile(npy, listed(tmp_path / "names.txt", *known))
-    assert torch.equal(file.embed([known[i] for i in order]), ROWS[list(order)])
+def test_names(tmp_path, npy, order):
+    """Rows are found by name, whatever joins its words."""
+    file = EmbeddingFile(npy, listed(tmp_path / "names.txt", "Ice-Cream", "t_shirt", "red cat"))
+    names = ["ice  cream", "T-shirt", "red_cat"]
+    assert torch.equal(file.embed([names[i] for i in order]), ROWS[list(order)])
 
 
-def test_names_match_whatever_joins_their_words(tmp_path, npy):
-    file = EmbeddingFile(
-        npy, listed(tmp_path / "names.txt", "Ice-Cream", "t_shirt", "Egyptian cat")
-    )
-    wanted = ["egyptian_cat", "T-shirt", "ice  cream"]
-    assert torch.equal(file.embed(wanted), ROWS[[2, 1, 0]])
-
-
-def test_names_travel_in_the_metadata(tmp_path):
+def test_names__metadata(tmp_path):
+    """A file of names comes first."""
     metadata = {"names": json.dumps(["a", "b", "c"])}
     path = stored(tmp_path / "rows.safetensors", metadata, lte=ROWS)
     assert torch.equal(EmbeddingFile(path).embed(["c", "a"]), ROWS[[2, 0]])
-
-
-def test_names_file_overrules_the_metadata(tmp_path):
-    metadata = {"names": json.dumps(["a", "b", "c"])}
-    path = stored(tmp_path / "rows.safetensors", metadata, lte=ROWS)
     names = listed(tmp_path / "names.txt", "c", "b", "a")
     assert torch.equal(EmbeddingFile(path, names).embed(["a", "b", "c"]), ROWS[[2, 1, 0]])
 
 
-def test_name_without_a_row_is_refused(tmp_path, npy):
+def test_names__unknown(tmp_path, npy):
     file = EmbeddingFile(npy, listed(tmp_path / "names.txt", "cat", "dog", "ship"))
     with pytest.raises(InputError, match="no embedding for 2 class names, such as 'truck'"):
         file.embed(["cat", "truck", "frog"])
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c", "d"]])
-def test_another_number_of_rows_is_refused(npy, names):
+@pytest.mark.parametrize("in_file", [True, False])
+def test_number_of_rows(tmp_path, npy, names, in_file):
+    file = EmbeddingFile(npy, listed(tmp_path / "names.txt", *names) if in_file else None)
     with pytest.raises(InputError, match=f"3 embeddings for {len(names)} class names"):
-        EmbeddingFile(npy).embed(names)
-
-
-def test_another_number_of_listed_names_is_refused(tmp_path, npy):
-    file = EmbeddingFile(npy, listed(tmp_path / "names.txt", "cat", "dog"))
-    with pytest.raises(InputError, match="3 embeddings for 2 class names"):
-        file.embed(["cat", "dog"])
+        file.embed(names)
 
 
 @pytest.mark.parametrize("name", ["rows.npy", "rows.safetensors", "rows.txt"])
 @pytest.mark.parametrize("content", [None, b"nothing that is known here"])
-def test_unreadable_file_is_refused(tmp_path, name, content):
+def test_unreadable_file(tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
         EmbeddingFile(tmp_path / name).embed(["a"])
 
 
-def test_file_without_tensors_is_refused(tmp_path):
+def test_file_without_tensors(tmp_path):
     with pytest.raises(InputError, match=r"empty\.safetensors"):
         EmbeddingFile(stored(tmp_path / "empty.safetensors")).embed(["a"])
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published embeddings are not here")
-def test_published_tiny_imagenet_rows_are_put_into_label_order():
+def test_published_tiny_imagenet():
+    """Rows in the order of WordNet's numbers are those that are found by name."""
     names = class_names("tinyimagenet")
     published = PUBLISHED / "tiny_imagenet_le.safetensors"
     rows = EmbeddingFile(published, PUBLISHED / "tiny_imagenet_label.txt").embed(names)

@@ -38,7 +38,7 @@ class TextEncoder:
         cache_dir: where embeddings are kept; None encodes every time.
         revision: branch, tag or commit of a model on the Hub.
 
-    The embeddings are not L2-normalized (NAYER has_normalization them over the batch instead).
+    The embeddings are not L2-normalized (NAYER normalizes them over the batch instead).
     """
 
     model: str

@@ -1,0 +1,67 @@
+"""docs/extending.md, done as it says."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nayer_pl import Classifier, DecoupledKD, build_classifier, create_model, save_classifier
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, re.DOTALL))
+COMMANDS = re.findall(r"^    python train\.py (.*)", PAGE, re.MULTILINE)
+SHORT = [
+    "teacher.weights=teacher.safetensors", "run_dir=run", "logger=csv", "trainer.accelerator=cpu", "plan.warmup_epochs=1",
+    "plan.warmup_rounds=3", "plan.rounds_per_epoch=1", "plan.epochs=1", "plan.kd_steps=2",
+    "plan.round_size=20", "model.generator_steps=2", "model.check_teacher=false",
+    "callbacks.progress=null", "callbacks.curves=null",
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Every file of the page, where the page says."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_exchange__python():
+    networks = {
+        name: Classifier(create_model("wrn16_1", 10, 1), mean=[0.3], std=[0.3])
+        for name in ("teacher", "student")
+    }
+    names: dict = {**networks, "label_text": torch.eye(10)}
+    exec(PYTHON[0], names)
+    updater = names["method"].updater
+    optimizer, scheduler = updater.configure(names["method"].student, epochs=10)
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert list(scheduler.milestones) == [4, 8]
+    assert updater.loss == DecoupledKD(beta=2.0)
+
+
+def test_method__page_test(folder, fit, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    runpy.run_path(str(folder / "test_echo.py"))["test_targets_seen"](fit)
+
+
+@pytest.mark.parametrize(("command", "classes"), zip(COMMANDS, (10, 3), strict=True))
+def test_command(folder, command, classes):
+    description = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": classes, "channels": 1}
+    save_classifier(folder / "teacher.safetensors", build_classifier(description, [0.3], [0.3]))
+    subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *shlex.split(command), *SHORT], cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{folder}"}, check=True, timeout=200,
+    )  # fmt: skip
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["images_banked"] == (3 + 1) * 20
