@@ -126,25 +126,3 @@ def test_contrastive_loss__limits():
     apart, alike = torch.eye(4), F.normalize(torch.ones(4, 4) + 0.1 * torch.eye(4))
     losses = [float(contrastive_loss(x, x, 4, 0.1)) for x in (apart, alike)]
     assert losses == pytest.approx([math.log1p(3 * math.exp(-10)), math.log(4)], abs=0.02)
-
-
-def test_jensen_shannon():
-    first, second = torch.randn(2, 6, 5, dtype=torch.float64) * 4
-    p, q = (each.div(3).softmax(1).numpy() for each in (first, second))
-    expected = torch.tensor([jensenshannon(a, b) ** 2 for a, b in zip(p, q, strict=True)])
-    torch.testing.assert_close(jensen_shannon(first, second, 3.0), expected)
-    certain = 1000 * torch.eye(2)
-    limits = jensen_shannon(certain, certain[[0, 0]], 3.0)
-    assert limits.tolist() == pytest.approx([0.0, math.log(2)])
-
-
-def test_total_variation():
-    images = torch.randn(2, 3, 4, 5, dtype=torch.float64)
-    expected = 0.0
-    for down, right in ((0, 1), (1, 0), (1, 1), (-1, 1)):
-        squares = 0.0
-        for b, c, i, j in itertools.product(*map(range, images.shape)):
-            if 0 <= i + down < 4 and j + right < 5:
-                squares += float(images[b, c, i, j] - images[b, c, i + down, j + right]) ** 2
-        expected += math.sqrt(squares)
-    assert float(total_variation(images)) == pytest.approx(expected)
