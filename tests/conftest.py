@@ -3,6 +3,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from nayer_pl import NAYER, Classifier, Plan, SyntheticDataModule
 from nayer_pl.app.main import register_configs
+from nayer_pl.bank import SynthesisRound
 from nayer_pl.data import ImageSet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,6 +126,36 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
         return trainer
 
     return run
+
+
+@pytest.fixture
+def watch_rounds() -> Callable[[Any], list[SimpleNamespace]]:
+    """A list to which every synthesis round of a method is added.
+
+    Each has `targets`, `warm_up`, the images `made` at every step and `kept` at the end, and by
+    name the loss `terms` of every step.
+    """
+
+    def watch(method: Any) -> list[SimpleNamespace]:
+        rounds: list[SimpleNamespace] = []
+        generate, optimize = method.synthesizer.generate, method._optimize_images
+
+        def watched_generate(targets: Tensor) -> Tensor:
+            images = generate(targets)
+            rounds[-1].made.append(images.detach().clone())
+            return images
+
+        def watched_optimize(item: SynthesisRound) -> tuple[Tensor, Tensor, list[str]]:
+            rounds.append(SimpleNamespace(targets=item.targets, warm_up=item.warm_up, made=[]))
+            images, steps, names = optimize(item)
+            rounds[-1].kept = images
+            rounds[-1].terms = dict(zip(names, steps.unbind(1), strict=True))
+            return images, steps, names
+
+        method.synthesizer.generate, method._optimize_images = watched_generate, watched_optimize
+        return rounds
+
+    return watch
 
 
 @contextmanager

@@ -84,3 +84,32 @@ def test_budgets_are_the_published_ones(config, method, data, images):
     """Images that the generator makes for its own steps and that the student sees."""
     plan = build(config(f"model={method}", f"data={data}").plan)
     assert plan.images + plan.epochs * plan.kd_steps * plan.batch_size == images
+
+
+PUBLISHED = {
+    "fast_dfkd": """
+        model.generator_steps=10 model.generator_lr=2e-3 model.latent_lr=0.01 model.meta=fomaml
+        model.bn_weight=10 model.ce_weight=0.5 model.adv_weight=1.33 model.first_layer_reset=120
+        model.noise_features=256 plan.epochs=200 plan.warmup_epochs=20 plan.kd_steps=400
+        plan.warmup_rounds=1 plan.rounds_per_epoch=1 plan.round_size=256 plan.batch_size=256""",
+    "cmi": """
+        model.generator_steps=200 model.generator_lr=1e-3 model.noise_features=256
+        model.bn_weight=1 model.ce_weight=0.5 model.adv_weight=0.5 model.cr_weight=0.8
+        model.cr_temperature=0.1 model.embedding_features=256 plan.epochs=40 plan.kd_steps=2000
+        plan.batch_size=128 plan.warmup_epochs=20 plan.warmup_rounds=10 plan.round_size=256""",
+    "deepinversion": """
+        model.image_steps=2000 model.image_lr=0.05 model.tv_weight=2.5e-5 model.l2_weight=3e-8
+        model.bn_weight=10 model.adv_weight=10 model.adv_temperature=3
+        model.augmentation.jitter=2 model.augmentation.flip=true plan.round_size=256""",
+}
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_published_options(config, method, data):
+    cfg = config(f"model={method}", f"data={data}")
+    assert OmegaConf.merge(cfg, OmegaConf.from_dotlist(PUBLISHED[method].split())) == cfg
+
+
+def test_digits_are_not_mirrored(config):
+    assert config("model=deepinversion", "data=digits").model.augmentation.flip is False

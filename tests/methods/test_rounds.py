@@ -1,11 +1,14 @@
 """What NAYER, FastDFKD, CMI and DeepInversion have in common: rounds that fill a bank."""
 
 import copy
+import itertools
+import math
 import shutil
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
@@ -19,134 +22,97 @@ from nayer_pl import (
     InputError,
     RandomCropFlip,
 )
+from nayer_pl.bank import SynthesisRound
 from nayer_pl.callbacks.checkpoint import Checkpoints
 
 SHAPE = (1, 8, 8)
-SMALL = {"generator": lambda n, s: Generator(n, s, width=8), "generator_steps": 4}
+SMALL = {"generator": partial(Generator, width=8), "generator_steps": 4}
 OPTIONS = {
     NAYER: {"label_text": torch.randn(3, 5), "noisy_features": 16, **SMALL},
     FastDFKD: {"noise_features": 16, **SMALL},
     CMI: {"noise_features": 16, "embedding_features": 8, **SMALL},
     DeepInversion: {"image_steps": 4, "augmentation": None},
 }
-METHODS = pytest.mark.parametrize("kind", OPTIONS, ids=lambda kind: kind.__name__)
-STUDENT = {"optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9)}
+WEIGHTS = {"bn": 3.0, "ce": 0.7, "adv": 2.0}
+OTHER_WEIGHTS = {CMI: {"cr": 1.5}, DeepInversion: {"tv": 0.02, "l2": 0.03}}
+every_method = pytest.mark.parametrize("method", OPTIONS)
 
 
 @pytest.fixture
 def make(tiny_classifier):
-    def build(kind, **options):
+    def build(method, **options):
         nets = {"teacher": tiny_classifier(), "student": tiny_classifier()}
-        common = {"image_shape": SHAPE, "round_size": 12, "check_teacher": False, **STUDENT}
-        return kind(**{**nets, **common, **OPTIONS[kind], **options})
+        small = {"image_shape": SHAPE, "round_size": 12, "check_teacher": False}
+        return method(**{**nets, **small, **OPTIONS[method], **options})
 
     return build
 
 
-class Spy(Callback):
-    """Keeps of every round: labels, kept images, terms by name, images of each step, warm-up."""
+@every_method
+def test_round(make, tiny_data, fit, watch_rounds, method):
+    """The loss is the sum of its terms; images of the step with the lowest are kept."""
+    weights = WEIGHTS | OTHER_WEIGHTS.get(method, {})
+    lr = {"image_lr": 20.0} if method is DeepInversion else {"generator_lr": 0.5}
+    made = make(method, **lr, **{f"{name}_weight": weight for name, weight in weights.items()})
+    for net in (made.teacher.classifier, made.student):  # no class is everybody's favorite
+        net.network.head.bias.data -= net.eval()(torch.rand(99, *SHAPE)).detach().mean(0)
+    student, rounds, chosen = copy.deepcopy(made.student).eval(), watch_rounds(made), set()
+    fit(made, tiny_data())
+    assert [each.warm_up for each in rounds] == [True, True, False, False]
+    for each in rounds:
+        terms = {name: values for name, values in each.terms.items() if name != "gradient"}
+        loss, best = terms.pop("loss"), int(each.terms["loss"].argmin())
+        assert terms.keys() == weights.keys() - ({"adv"} if each.warm_up else set())
+        total = sum(weights[name] * values for name, values in terms.items())
+        torch.testing.assert_close(loss, total)
+        assert torch.equal(each.kept, each.made[best].clamp(0, 1))
+        chosen.add(best)
+    assert chosen != {3}, "the last step is always the best: this test shows nothing"
 
-    def __init__(self):
-        self.rounds = []
-
-    def on_fit_start(self, trainer, method):
-        optimize, generate = method._optimize_images, method.synthesizer.generate
-        made = []
-
-        def watched(item):
-            made.clear()
-            images, terms, names = optimize(item)
-            history = dict(zip(names, terms.T, strict=True))
-            self.rounds.append((item.targets, images, history, list(made), item.warm_up))
-            return images, terms, names
-
-        def kept(targets):
-            images = generate(targets)
-            made.append(images.detach().clone())
-            return images
-
-        method._optimize_images, method.synthesizer.generate = watched, kept
-
-
-@METHODS
-def test_lowest_loss_is_kept(make, tiny_data, fit, kind):
-    method, spy, calls = make(kind), Spy(), []
-    loss = method.synthesizer.loss
-
-    def ordered(*args):
-        calls.append(1)
-        terms = loss(*args)
-        return {**terms, "loss": 1e-6 * terms["loss"] + [1.0, 4.0, 0.0, 2.0][len(calls) % 4]}
-
-    method.synthesizer.loss = ordered
-    fit(method, tiny_data(), callbacks=[spy])
-    for _, images, history, made, _ in spy.rounds:
-        assert history["loss"].argsort().tolist() == [1, 3, 2, 0]
-        assert torch.equal(images, made[1].clamp(0, 1))
-        assert not any(torch.equal(made[1], made[step]) for step in (0, 2, 3))
+    images, first = torch.cat(rounds[2].made), rounds[2]  # the student has learned nothing yet
+    teacher_logits = made.teacher.classifier(images)
+    ce = F.cross_entropy(teacher_logits, first.targets.repeat(4), reduction="none")
+    torch.testing.assert_close(first.terms["ce"], ce.view(4, 12).mean(1))
+    if method is not DeepInversion:  # which has another adversary
+        p, q = teacher_logits.softmax(1), student(images).softmax(1)
+        agree = p.argmax(1) == q.argmax(1)
+        assert 0 < agree.sum() < len(images)
+        divergence = (p * (p / q).log()).sum(1) * agree
+        torch.testing.assert_close(first.terms["adv"], -divergence.view(4, 12).mean(1))
 
 
-@METHODS
-def test_loss__weighted_sum(make, tiny_data, fit, kind):
-    """And the student is not asked in warm-up."""
-    weights = {"bn_weight": 3.0, "ce_weight": 0.7, "adv_weight": 2.0}
-    if kind is CMI:
-        weights["cr_weight"] = 1.5
-    if kind is DeepInversion:
-        weights |= {"tv_weight": 0.02, "l2_weight": 0.03}
-    spy = Spy()
-    fit(make(kind, **weights), tiny_data(), callbacks=[spy])
-    assert [warm_up for *_, warm_up in spy.rounds] == [True, True, False, False]
-    for *_, history, _, warm_up in spy.rounds:
-        terms = set(history) - {"loss", "gradient"}
-        every = {name.removesuffix("_weight") for name in weights}
-        assert terms == (every - {"adv"} if warm_up else every)
-        total = sum(weights[f"{name}_weight"] * history[name] for name in terms)
-        torch.testing.assert_close(history["loss"], total)
+@every_method
+def test_round__student_untouched(make, tiny_data, fit, method):
+    made = make(method)
+    before = copy.deepcopy(made.student.state_dict())
+    fit(made, tiny_data(), limit_train_batches=1, max_epochs=2)
+    assert made.rounds == 2
+    assert all(torch.equal(before[k], v) for k, v in made.student.state_dict().items())
+    assert all(p.grad is None for p in [*made.student.parameters(), *made.teacher.parameters()])
 
 
-@METHODS
-def test_round__student_unchanged(make, tiny_data, fit, kind):
-    method = make(kind)
-    before = copy.deepcopy(method.student.state_dict())
-    fit(method, tiny_data(), limit_train_batches=1, max_epochs=2)
-    assert method.rounds == 2
-    assert all(torch.equal(before[k], v) for k, v in method.student.state_dict().items())
-    assert all(p.grad is None for p in [*method.student.parameters(), *method.teacher.parameters()])
+@every_method
+def test_adam__starts_afresh(make, tiny_data, fit, method):
+    """In every round, but for CMI's head."""
+    made, ages, ages_of_head = make(method), [], []
+    head = set(made.synthesizer.head.parameters()) if method is CMI else set()
 
-
-@METHODS
-def test_adam__starts_afresh(make, tiny_data, fit, kind):
-    """Of what a round makes; CMI's head goes on."""
-    ages = []
+    def look(adam, *_):
+        steps = [(p in head, int(state["step"])) for p, state in adam.state.items()]
+        ages.append({step for of_head, step in steps if not of_head})
+        ages_of_head.append({step for of_head, step in steps if of_head})
 
     class Watch(Callback):
-        def on_train_start(self, trainer, method):
-            first = trainer.optimizers[1].param_groups[0]["params"]
-            trainer.optimizers[1].register_step_post_hook(
-                lambda adam, *_: ages.append({int(adam.state[p]["step"]) for p in first})
-            )
+        def on_train_start(self, trainer, pl_module):
+            trainer.optimizers[1].register_step_post_hook(look)
 
-    fit(make(kind), tiny_data(), callbacks=[Watch()])
+        def on_train_batch_end(self, trainer, pl_module, outputs, item, i):
+            if isinstance(item, SynthesisRound):
+                assert trainer.optimizers[1].state.keys() == head
+
+    fit(made, tiny_data(), callbacks=[Watch()])
     assert ages == 4 * [{1}, {2}, {3}, {4}]
-
-
-@METHODS
-@pytest.mark.parametrize(
-    "augmentation",
-    [RandomCropFlip(2), lambda images, rng: images + torch.rand((), generator=rng)],
-    ids=["ours", "any callable"],
-)
-def test_augmentation__judged_not_banked(make, tiny_data, fit, kind, augmentation):
-    method, data, spy, seen = make(kind, augmentation=augmentation), tiny_data(), Spy(), []
-    observe = method.teacher.observe
-    method.teacher.observe = lambda images: seen.append(images.detach()) or observe(images)
-    fit(method, data, callbacks=[spy], max_epochs=1, limit_train_batches=1)
-    _, images, _, made, _ = spy.rounds[0]
-    judged = seen[:: len(seen) // 4]  # CMI also shows parts of images
-    assert not any(torch.equal(plain, shown) for plain, shown in zip(made, judged, strict=True))
-    banked = data.bank.images.float() / 255
-    torch.testing.assert_close(banked, images, atol=0.5 / 255 + 1e-6, rtol=0)
+    assert ages_of_head == [{step + 1} if head else set() for step in range(16)]
 
 
 def plain_generator(features, image_shape):
@@ -155,89 +121,84 @@ def plain_generator(features, image_shape):
     return nn.Sequential(wide, nn.ConvTranspose2d(4, image_shape[0], 2, stride=2), nn.Sigmoid())
 
 
-@pytest.mark.parametrize("kind", [NAYER, CMI])
-def test_generator__any_module(make, tiny_data, fit, kind):
-    """It starts from scratch in the first distillation epoch (NAYER), or in every round (CMI)."""
-    method = make(kind, generator=plain_generator, generator_steps=2, generator_lr=0.0)
-    generator = method.synthesizer.generator
-    layers = generator[0][0], generator[1]
+@pytest.mark.parametrize("method", [NAYER, CMI])
+def test_generator__any_module(make, tiny_data, fit, method):
+    """Drawn again in the first distillation epoch (NAYER), or in every round (CMI)."""
+    made = make(method, generator=plain_generator, generator_steps=2, generator_lr=0.0)
+    layers = made.synthesizer.generator[0][0], made.synthesizer.generator[1]
     before = [layer.weight.clone() for layer in layers]
-    fit(method, tiny_data())
+    fit(made, tiny_data())
     assert not any(torch.equal(old, new.weight) for old, new in zip(before, layers, strict=True))
 
 
-@METHODS
-def test_nonfinite_term(make, tiny_data, fit, kind):
+@every_method
+def test_nonfinite_term(make, tiny_data, fit, method):
     """It is named, and its round reaches neither bank nor student."""
-    method, data, calls = make(kind), tiny_data(), []
-    before = copy.deepcopy(method.student.state_dict())
-    loss = method.synthesizer.loss
+    made, data, calls = make(method), tiny_data(), itertools.count(1)
+    before, loss = copy.deepcopy(made.student.state_dict()), made.synthesizer.loss
 
-    def broken(*args):
-        calls.append(1)
-        terms = loss(*args)
-        if len(calls) == 7:
-            terms |= {"bn": terms["bn"] * float("nan"), "loss": terms["loss"] * float("nan")}
-        return terms
+    def broken(*arguments):
+        terms = loss(*arguments)
+        nan = {"bn": terms["bn"] * math.nan, "loss": terms["loss"] * math.nan}
+        return terms | (nan if next(calls) == 7 else {})
 
-    method.synthesizer.loss = broken
+    made.synthesizer.loss = broken
     with pytest.raises(DivergenceError, match=r"'bn' became nan at step 3 of round 2"):
-        fit(method, data)
+        fit(made, data)
     assert data.bank.num_added == 12
-    assert all(torch.equal(before[k], v) for k, v in method.student.state_dict().items())
+    assert all(torch.equal(before[k], v) for k, v in made.student.state_dict().items())
 
 
-@METHODS
-def test_teacher__without_batchnorm(make, tiny_classifier, tiny_data, fit, kind):
-    plain = partial(tiny_classifier, norm=False)
-    with pytest.raises(InputError, match=r"no BatchNorm2d .*DFAD works with every teacher"):
-        make(kind, teacher=plain())
-    if kind is CMI:  # its features come from BatchNorms
-        with pytest.raises(InputError, match="no BatchNorm2d"):
-            make(kind, teacher=plain(), bn_weight=0)
-        return
-    method = make(kind, teacher=plain(), bn_weight=0)
-    fit(method, tiny_data())
-    assert method.student_updates == 6
+@every_method
+def test_teacher__without_batchnorm(make, tiny_classifier, tiny_data, fit, method):
+    for options in ({}, {"bn_weight": 0}) if method is CMI else ({},):  # its features need them
+        with pytest.raises(InputError, match=r"no BatchNorm2d .*DFAD works with every teacher"):
+            make(method, teacher=tiny_classifier(norm=False), **options)
+    if method is not CMI:
+        made = make(method, teacher=tiny_classifier(norm=False), bn_weight=0)
+        fit(made, tiny_data())
+        assert made.student_updates == 6
 
 
-@METHODS
-def test_round_size__too_small(make, tiny_data, fit, kind):
+@every_method
+def test_round_size__too_small(make, tiny_data, fit, method):
     with pytest.raises(InputError, match=r"round_size must be at least the plan's.* 12, not 8"):
-        fit(make(kind, round_size=8), tiny_data({"round_size": 12}))
+        fit(make(method, round_size=8), tiny_data({"round_size": 12}))
 
 
-@METHODS
-def test_resume(make, tiny_data, fit, tmp_path, kind):
-    """In warm-up, between two steps, near the end; and nothing is saved that a round redraws."""
+class KeepAll(Checkpoints):
+    kept = 0
 
-    class KeepAll(Checkpoints):
-        kept = 0
+    def save(self, trainer):
+        super().save(trainer)
+        self.kept += 1
+        shutil.copy(self.folder / "last.ckpt", self.folder.parent / f"{self.kept}.ckpt")
 
-        def save(self, trainer):
-            super().save(trainer)
-            self.kept += 1
-            shutil.copy(self.folder / "last.ckpt", self.folder / f"{self.kept}.ckpt")
 
-    def run(**options):
+@pytest.mark.parametrize(
+    ("method", "options", "saved"),
+    [
+        (NAYER, {}, {"conditioning.embedding_norm", "criterion.batchnorm", "generator.layers"}),
+        (FastDFKD, {"first_layer_reset": 2}, {"criterion.batchnorm", "generator.layers"}),
+        (CMI, {"negatives": 20}, {"criterion.batchnorm", "head.0", "head.2"}),
+        (DeepInversion, {}, {"criterion.inversion"}),
+    ],
+)
+def test_resume(make, tiny_data, fit, tmp_path, method, options, saved):
+    """From warm-up, between two steps, and near the end; without what a round draws again."""
+
+    def run(folder, **trainer_options):
         torch.manual_seed(3)
-        method, data = make(kind, bn_momentum=0.9, augmentation=RandomCropFlip(1)), tiny_data()
-        saver = KeepAll(tmp_path / "checkpoints", minutes=0)
-        fit(method, data, callbacks=[saver], enable_checkpointing=True, **options)
-        return [*method.student.state_dict().values(), data.bank.images], saver.kept
+        made = make(method, bn_momentum=0.9, augmentation=RandomCropFlip(1), **options)
+        saver, data = KeepAll(tmp_path / folder / "checkpoints", minutes=0), tiny_data()
+        fit(made, data, callbacks=[saver], enable_checkpointing=True, **trainer_options)
+        return {**made.state_dict(), "bank": data.bank.images}, saver.kept
 
-    whole, kept = run()
-    content = torch.load(tmp_path / "checkpoints" / "4.ckpt", weights_only=True)
-    parts = content["nayer_pl"]["ranks"][0]["parts"]
-    expected = {
-        NAYER: {"generator", "criterion", "conditioning"}, FastDFKD: {"generator", "criterion"},
-        CMI: {"head", "criterion"}, DeepInversion: {"criterion"},
-    }  # fmt: skip
-    assert {name.split(".")[1] for name in parts} == expected[kind]
-    assert not any("noisy_layer" in name for name in parts)
-    names = ["1.ckpt", "4.ckpt", f"{kept}.ckpt"]
-    for name in names:
-        shutil.copy(tmp_path / "checkpoints" / name, tmp_path / name)
-    for name in names:
-        again, _ = run(ckpt_path=tmp_path / name)
-        assert all(torch.equal(a, b) for a, b in zip(again, whole, strict=True))
+    whole, kept = run("whole")
+    content = torch.load(tmp_path / "whole" / "4.ckpt", weights_only=True)["nayer_pl"]["ranks"][0]
+    names = [name.removeprefix("synthesizer.") for name in content["parts"]]
+    assert {".".join(name.split(".")[:2]) for name in names} == saved
+    common = [name for name in whole if name in content["parts"] or name.startswith("student.")]
+    for number in (1, 4, kept):
+        again, _ = run(f"from {number}", ckpt_path=tmp_path / "whole" / f"{number}.ckpt")
+        assert all(torch.equal(again[name], whole[name]) for name in [*common, "bank"])

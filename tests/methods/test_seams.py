@@ -1,4 +1,4 @@
-"""The student's loss, optimizer and scheduler can be exchanged in every method."""
+"""The parts of every method that can be exchanged: of the student, and the augmentation."""
 
 from functools import partial
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 from torch.optim import RMSprop
 from torch.optim.lr_scheduler import ExponentialLR
 
@@ -104,3 +105,31 @@ def test_optimizer__cannot_be_built(method, options, tiny_classifier):
     networks = tiny_classifier(), tiny_classifier()
     with pytest.raises(InputError, match=r"The optimizer cannot be built: .*learning rate"):
         method(*networks, SHAPE, **options, optimizer=partial(RMSprop, lr=-1.0))
+
+
+@pytest.mark.parametrize(("method", "options"), [*BANKED, *ONLINE])
+def test_augmentation(method, options, tiny_classifier, tiny_data, fit):
+    """Any callable takes the place of RandomCropFlip; its images are judged, but not banked."""
+    made, judged = [], []
+
+    def negative(images, rng):
+        assert rng is synthesizer.rng
+        return 1 - images
+
+    networks = tiny_classifier(), tiny_classifier()
+    built = method(*networks, SHAPE, **options, check_teacher=False, augmentation=negative)
+    synthesizer, generate = built.synthesizer, built.synthesizer.generate
+    synthesizer.generate = lambda targets: made.append(generate(targets)) or made[-1]
+    judge = synthesizer.criterion
+    if isinstance(judge, nn.Module):
+        judge.register_forward_pre_hook(lambda _, inputs: judged.append(inputs[0]))
+    else:
+        synthesizer.criterion = lambda images, *rest: judged.append(images) or judge(images, *rest)
+    data = tiny_data({"epochs": 1, "warmup_epochs": 0, "interleaved": (method, options) in ONLINE})
+    fit(built, data, limit_train_batches=1)
+    assert len(made) == synthesizer.steps
+    assert all(torch.equal(1 - plain, seen) for plain, seen in zip(made, judged, strict=True))
+    banked = data.bank.images.float() / 255
+    near = [torch.allclose(banked, each, rtol=0, atol=0.51 / 255) for each in made]
+    assert any(near)
+    assert not any(torch.allclose(banked, each, rtol=0, atol=0.1) for each in judged)
