@@ -22,9 +22,10 @@ FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", P
 COMMANDS = re.findall(r"^    python train\.py (.*)", PAGE.replace("\\\n", ""), re.MULTILINE)
 SHORT = [
     "teacher.weights=teacher.safetensors", "run_dir=run", "logger=csv",
-    "trainer.accelerator=cpu", "plan.warmup_epochs=1", "plan.warmup_rounds=3", "plan.rounds_per_epoch=1",
-    "plan.epochs=1", "plan.kd_steps=2", "plan.round_size=20", "model.generator_steps=2",
-    "+model.check_teacher=false", "callbacks.progress=null", "callbacks.curves=null",
+    "trainer.accelerator=cpu", "plan.warmup_epochs=1", "plan.warmup_rounds=3",
+    "plan.rounds_per_epoch=1", "plan.epochs=1", "plan.kd_steps=2", "plan.round_size=20",
+    "model.generator_steps=2", "+model.check_teacher=false", "callbacks.progress=null",
+    "callbacks.curves=null",
 ]  # fmt: skip
 
 
