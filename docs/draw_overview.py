@@ -30,7 +30,9 @@ def box(ax: Axes, x: float, y: float, wide: float, tall: float, text: str, color
 
 def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "") -> None:
     """An arrow with a remark beside its middle."""
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, color=INK, lw=0.9))
+    ax.add_patch(
+        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, color=INK, lw=0.9)
+    )
     if text:
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
         ax.text(x, y + 0.12, text, ha="center", va="bottom", fontsize=7, color=INK, style="italic")
@@ -68,7 +70,9 @@ def draw(run_dir: Path) -> Figure:
     box(ax, 4.3, 0.0, 1.3, 0.9, "teacher\n(frozen)", TEACHER)
     arrow(ax, (6.6, 1.65), (5.65, 0.75))
     arrow(ax, (4.95, 0.9), (4.95, 1.7))
-    remark = "Does it see the label?  Do its BatchNorms\nsee familiar statistics?  Do the two disagree?"
+    remark = (
+        "Does it see the label?  Do its BatchNorms\nsee familiar statistics?  Do the two disagree?"
+    )
     ax.text(4.15, 0.45, remark, ha="right", va="center", fontsize=7, style="italic", color=INK)
 
     ax.text(9.0, 3.52, "memory bank", ha="center", va="bottom", fontsize=8, color=INK)

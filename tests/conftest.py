@@ -3,7 +3,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -124,29 +123,6 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
         return trainer
 
     return run
-
-
-@pytest.fixture
-def terms_written_out() -> Callable[..., None]:
-    """Compares 0.7 L_ce + 2 L_adv of a method, without L_bn, with what it stands for."""
-
-    def check(method: Any, judge: Callable[[Tensor, Tensor], Tensor]) -> None:
-        assert (method.bn_weight, method.ce_weight, method.adv_weight) == (0, 0.7, 2.0)
-        method.student.eval()
-        images, targets = torch.rand(12, *SHAPE, requires_grad=True), torch.arange(12) % CLASSES
-        for net in (method.teacher, method.student):  # no class is everybody's favourite
-            net.network.head.bias.data -= net(images).detach().mean(0)
-        p, q = method.teacher(images).softmax(1), method.student(images).softmax(1)
-        agree = p.argmax(1) == q.argmax(1)
-        assert 0 < agree.sum() < 12
-        adversary = -((p * (p / q).log()).sum(1) * agree).sum() / 12
-        expected = -0.7 * p[range(12), targets].log().mean() + 2.0 * adversary
-        found = judge(images, targets)
-        torch.testing.assert_close(found, expected)
-        slopes = [torch.autograd.grad(loss, images)[0] for loss in (found, expected)]
-        torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
-
-    return check
 
 
 @contextmanager

@@ -37,7 +37,9 @@ COMMANDS = sorted({command.strip() for command in FOUND if "--config-dir" not in
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands__compose(command):
-    words = [word for word in shlex.split(command)[2:] if word not in ("-m", "--cfg", "job", "--help")]
+    words = [
+        word for word in shlex.split(command)[2:] if word not in ("-m", "--cfg", "job", "--help")
+    ]
     if " -m " in command:  # the first job of the sweep
         words = [re.sub(r"=([^,]*),.*", r"=\1", word) for word in words]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -110,7 +110,7 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("teacher.weights=w.pth",), ("'w.pth'", "python train.py model=supervised data=digits")),
     (("student.weights=w.pth",), ("'w.pth'", "exist")),
     (("bank.initial=b.safetensors",), ("'b.safetensors'", "no such file")),
-    (("text_encoder.path=nowhere.npy",), ("'nowhere.npy'", "text_encoder.path")),
+    (("text_encoder.path=nowhere.npy",), ("'nowhere.npy'", "path")),
     (("data.class_names=names.txt",), ("'names.txt'", "")),
     ((*PICTURES, "data.path=nowhere"), ("'nowhere'", "data.path")),
     (("ckpt_path=nowhere.ckpt",), ("'nowhere.ckpt'", "no checkpoint")),

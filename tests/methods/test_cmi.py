@@ -1,16 +1,13 @@
 import itertools
 import math
-import shutil
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from nayer_pl import Classifier, Generator, InputError, RandomCropFlip
-from nayer_pl.callbacks.checkpoint import Checkpoints
+from nayer_pl import Classifier, Generator, InputError, RandomCropFlip, RandomResizedPart
 from nayer_pl.methods.cmi import CMI
 from nayer_pl.networks import wrn16_1
-from nayer_pl.synthesis.contrast import random_part
 
 SHAPE = (1, 8, 8)
 
@@ -21,7 +18,7 @@ def cmi(tiny_classifier):
         defaults = {
             "teacher": tiny_classifier(), "student": tiny_classifier(), "image_shape": SHAPE,
             "noise_features": 16, "generator_steps": 4, "embedding_features": 8, "round_size": 12,
-            "learning_rate": 0.05, "check_teacher": False,
+            "check_teacher": False,
             "generator": lambda n, s: Generator(n, s, width=8),
         }  # fmt: skip
         return CMI(**{**defaults, **options})
@@ -30,28 +27,33 @@ def cmi(tiny_classifier):
 
 
 class Spy(Callback):
-    """Keeps every step's views, earlier features and terms, and each round's images."""
+    """Keeps every step's views, earlier features, head and terms, and the bank before a round."""
 
     def __init__(self):
-        self.rounds, self.steps = [], []
+        self.rounds, self.views = [], None
 
     def on_fit_start(self, trainer, method):
-        judge, synthesize = method._judge, method.synthesize
+        synthesizer = method.synthesizer
+        start, loss, views = synthesizer.start_round, synthesizer.loss, synthesizer._views
 
-        def watched_judge(whole, part, earlier, targets, warm_up):
-            terms = judge(whole, part, earlier, targets, warm_up)
-            views = whole.detach().clone(), part.detach().clone()
-            head = {n: t.clone() for n, t in method.head.state_dict().items()}
-            self.steps.append((*views, earlier, head, {k: float(v) for k, v in terms.items()}))
+        def watched_start(targets, teacher, bank):
+            self.rounds.append(([], bank.images.clone()))
+            start(targets, teacher, bank)
+
+        def watched_views(images):
+            self.views = views(images)
+            return self.views
+
+        def watched_loss(*args):
+            head = {n: t.clone() for n, t in synthesizer.head.state_dict().items()}
+            terms = loss(*args)
+            seen = [view.detach().clone() for view in self.views]
+            numbers = {name: float(term) for name, term in terms.items()}
+            self.rounds[-1][0].append((*seen, synthesizer._earlier, head, numbers))
             return terms
 
-        def watched(targets, warm_up):
-            self.steps, before = [], trainer.datamodule.bank.images.clone()
-            images, _ = synthesize(targets, warm_up)
-            self.rounds.append((images, self.steps, before, warm_up))
-            return images, _
-
-        method._judge, method.synthesize = watched_judge, watched
+        synthesizer.start_round, synthesizer.loss = watched_start, watched_loss
+        synthesizer._views = watched_views
 
 
 def seen_by(teacher, images):
@@ -71,19 +73,21 @@ def embedded(head, features):
     return out / out.square().sum(1, keepdim=True).sqrt()
 
 
-def test_the_contrastive_term_is_that_of_a_loop_over_new_and_banked_images(cmi, tiny_data, fit):
+def test_contrastive_term__loop(cmi, tiny_data, fit):
     """Features by hooks on the teacher, of the views and of what the bank held before the round."""
     method, spy = cmi(part=(1.0, 1.0), cr_temperature=0.2), Spy()
     fit(method, tiny_data(), callbacks=[spy])
-    assert [len(before) for _, _, before, _ in spy.rounds] == [0, 12, 24, 36]
-    for _, steps, before, _ in spy.rounds:
-        banked = seen_by(method.teacher, before / 255) if len(before) else torch.empty(0, 14)
+    assert [len(before) for _, before in spy.rounds] == [0, 12, 24, 36]
+    for steps, before in spy.rounds:
+        banked = (
+            seen_by(method.teacher.classifier, before / 255) if len(before) else torch.empty(0, 14)
+        )
         for whole, part, earlier, head, terms in steps:
             order = torch.cdist(earlier[0], banked).argmin(1) if len(before) else torch.arange(0)
             assert sorted(order.tolist()) == list(range(len(before)))  # each of them, once
             torch.testing.assert_close(earlier[0], banked[order], rtol=1e-4, atol=1e-5)
-            wholes = torch.cat([seen_by(method.teacher, whole), banked[order]])
-            parts = torch.cat([seen_by(method.teacher, part), earlier[1]])
+            wholes = torch.cat([seen_by(method.teacher.classifier, whole), banked[order]])
+            parts = torch.cat([seen_by(method.teacher.classifier, part), earlier[1]])
             wholes, parts = embedded(head, wholes), embedded(head, parts)
             each = []
             for i, one in enumerate(parts):
@@ -93,41 +97,30 @@ def test_the_contrastive_term_is_that_of_a_loop_over_new_and_banked_images(cmi, 
             assert terms["cr"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_gradients_of_the_contrastive_term_flow_through_the_part_only(cmi):
+def test_contrastive_term__gradient_of_the_part(cmi):
     method = cmi(cr_temperature=0.2)
     whole, part = torch.rand(2, 12, *SHAPE).unbind()
     views = [whole.requires_grad_(), part.requires_grad_()]
-    earlier, head = torch.rand(2, 5, 14), dict(method.head.named_parameters())
+    earlier, synthesizer = torch.rand(2, 5, 14), method.synthesizer
+    head = dict(synthesizer.head.named_parameters())
     seen = [
-        torch.cat([seen_by(method.teacher, view), old])
+        torch.cat([seen_by(method.teacher.classifier, view), old])
         for view, old in zip(views, earlier, strict=True)
     ]
     wholes, parts = (embedded(head, features) for features in seen)
     alike = parts @ wholes.detach().T / 0.2
     each = alike.logsumexp(1) - alike.diag()
     expected = each[:12].mean() + each[12:].mean()
-    found = method._judge(*views, tuple(earlier), torch.arange(12) % 3, True)["cr"]
-    inputs = [*views, *method.head.parameters()]
+    synthesizer._earlier, synthesizer._views = tuple(earlier), lambda images: views
+    targets = torch.arange(12) % 3
+    found = synthesizer.loss(views[0], targets, method.teacher, method.student, True)["cr"]
+    inputs = [*views, *synthesizer.head.parameters()]
     slopes = [torch.autograd.grad(x, inputs, materialize_grads=True) for x in (found, expected)]
     torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
     assert not slopes[0][0].any()
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_views_are_the_augmented_image_and_a_part_of_the_plain_one(cmi, flip):
-    crop = RandomCropFlip(2, flip=flip)
-    method = cmi(augmentation=crop, part=(0.25, 0.5))
-    images = torch.rand(12, *SHAPE, requires_grad=True)
-    method.rng, rng = (torch.Generator().manual_seed(7) for _ in "ab")
-    found = method._views(images)
-    expected = crop(images, rng), random_part(images, (0.25, 0.5), flip, rng)
-    for view, wanted in zip(found, expected, strict=True):
-        assert torch.equal(view, wanted)
-        slopes = [torch.autograd.grad(each.square().sum(), images)[0] for each in (view, wanted)]
-        assert torch.equal(*slopes)
-
-
-def test_the_contrastive_term_alone_changes_what_a_round_makes(cmi, tiny_data, fit):
+def test_contrastive_term__alone(cmi, tiny_data, fit):
     """Other weights are 0; the same noise and weights, so without the term nothing ever moves."""
 
     def banked(cr_weight):
@@ -140,49 +133,7 @@ def test_the_contrastive_term_alone_changes_what_a_round_makes(cmi, tiny_data, f
     assert not torch.equal(banked(0.0), banked(1.0))
 
 
-def test_loss_is_the_weighted_sum_and_warm_up_has_no_adversary(cmi, tiny_data, fit):
-    weights = {"bn_weight": 3.0, "ce_weight": 0.7, "adv_weight": 2.0, "cr_weight": 1.5}
-    spy = Spy()
-    fit(cmi(**weights), tiny_data(), callbacks=[spy])
-    assert [warm_up for *_, warm_up in spy.rounds] == [True, True, False, False]
-    for _, steps, _, warm_up in spy.rounds:
-        for *_, terms in steps:
-            assert ("adv" in terms) != warm_up
-            parts = {name: terms[name] for name in terms if name != "loss"}
-            total = sum(weights[f"{name}_weight"] * value for name, value in parts.items())
-            assert terms["loss"] == pytest.approx(total, rel=1e-4)
-
-
-def test_gradient_is_that_of_the_label_and_the_adversarial_term(cmi, terms_written_out):
-    method = cmi(bn_weight=0, ce_weight=0.7, adv_weight=2.0)
-    terms_written_out(method, lambda x, y: method._judge(x, x, None, y, False)["loss"])
-
-
-def test_gradients_push_a_new_image_away_from_an_earlier_one(cmi, tiny_data, fit):
-    """In the embedding of a trained head; nothing but the contrastive term, and no other image."""
-    method = cmi()
-    fit(method, tiny_data())
-    twin = torch.rand(1, *SHAPE)
-    earlier = tuple(seen_by(method.teacher, twin)[None].expand(2, -1, -1))
-    image = (twin + 0.02 * torch.rand_like(twin)).requires_grad_()
-
-    def alike():
-        both = torch.cat([seen_by(method.teacher, image.detach()), earlier[0]])
-        one, other = embedded(method.head.state_dict(), both)
-        return float(one @ other)
-
-    first = alike()
-    adam = torch.optim.Adam([image], lr=0.01)
-    for _ in range(10):
-        method.ce_weight = method.bn_weight = method.adv_weight = 0.0
-        loss = method._judge(image.detach(), image, earlier, torch.tensor([0]), True)["loss"]
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-    assert alike() < first
-
-
-def test_head_is_trained_all_along_and_generator_starts_anew(cmi, tiny_data, fit):
+def test_head__trained_all_along(cmi, tiny_data, fit):
     ages, starts, latents, heads = [], [], [], []
 
     class Watch(Callback):
@@ -190,11 +141,11 @@ def test_head_is_trained_all_along_and_generator_starts_anew(cmi, tiny_data, fit
             def after(adam, *_):
                 groups = [group["params"] for group in adam.param_groups]
                 ages.append([{int(adam.state[p]["step"]) for p in group} for group in groups])
-                heads.append(method.head[0].weight.detach().clone())
+                heads.append(method.synthesizer.head[0].weight.detach().clone())
 
             def before(*_):
-                starts.append(method.generator.layers[0].weight.detach().clone())
-                latents.append(method.latents.detach().clone())
+                starts.append(method.synthesizer.generator.layers[0].weight.detach().clone())
+                latents.append(method.synthesizer.latents.detach().clone())
 
             trainer.optimizers[1].register_step_post_hook(after)
             trainer.optimizers[1].register_step_pre_hook(before)
@@ -211,65 +162,30 @@ def test_head_is_trained_all_along_and_generator_starts_anew(cmi, tiny_data, fit
     assert all(not torch.equal(latents[i], latents[i + 1]) for i in (0, 4, 8))
 
 
-def test_no_more_negatives_than_wanted(cmi, tiny_data, fit):
+def test_negatives__limit(cmi, tiny_data, fit):
     spy = Spy()
     fit(cmi(negatives=20), tiny_data(), callbacks=[spy])
-    counts = [[len(steps[0][2][view]) for view in (0, 1)] for _, steps, *_ in spy.rounds]
+    counts = [[len(steps[0][2][view]) for view in (0, 1)] for steps, _ in spy.rounds]
     assert counts == [[0, 0], [12, 12], [20, 20], [20, 20]]
 
 
 @pytest.mark.parametrize(("layers", "features"), [("all", 464), ("stages", 16 + 32 + 64)])
-def test_features_are_of_all_layers_or_one_per_resolution(layers, features):
+def test_features(layers, features):
     nets = [Classifier(wrn16_1(10, channels=1), [0.4], [0.3]) for _ in "ts"]
     method = CMI(*nets, (1, 16, 16), layers=layers)
-    assert method.head[0].weight.shape == (features, features)
+    assert method.synthesizer.head[0].weight.shape == (features, features)
     images = torch.rand(2, 1, 16, 16)
-    seen, every = method._features(images), seen_by(method.teacher, images)
+    seen, every = (
+        method.synthesizer.features(method.teacher, images),
+        seen_by(method.teacher.classifier, images),
+    )
     if layers == "all":
         torch.testing.assert_close(seen, every)
     else:
         torch.testing.assert_close(seen[:, -64:], every[:, -64:])
 
 
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(cmi, tiny_data, fit, tmp_path):
-    class KeepAll(Checkpoints):
-        kept = 0
-
-        def save(self, trainer):
-            super().save(trainer)
-            self.kept += 1
-            shutil.copy(self.folder / "last.ckpt", self.folder / f"{self.kept}.ckpt")
-
-    def run(**options):
-        torch.manual_seed(3)
-        method, data = cmi(augmentation=RandomCropFlip(1), negatives=20), tiny_data()
-        saver = KeepAll(tmp_path / "checkpoints", minutes=0)
-        fit(method, data, callbacks=[saver], enable_checkpointing=True, **options)
-        nets = (method.student, method.head)
-        weights = [tensor for net in nets for tensor in net.state_dict().values()]
-        return [*weights, data.bank.images], saver.kept
-
-    whole, kept = run()
-    names = ["1.ckpt", "4.ckpt", f"{kept}.ckpt"]  # in warm-up, between two steps, near the end
-    for name in names:
-        shutil.copy(tmp_path / "checkpoints" / name, tmp_path / name)
-    for name in names:
-        again, _ = run(ckpt_path=tmp_path / name)
-        assert all(torch.equal(a, b) for a, b in zip(again, whole, strict=True))
-
-
-def test_what_cannot_work_is_refused(cmi, tiny_classifier):
-    with pytest.raises(
-        InputError, match=r"no BatchNorm2d .*model=dfad works with every teacher.*feature maps\.$"
-    ):
-        cmi(teacher=tiny_classifier(norm=False))
-    with pytest.raises(InputError, match=r"model.layers must be all or stages, not last"):
-        cmi(layers="last")
-    with pytest.raises(InputError, match=r"model.part must be two shares"):
-        cmi(part=(0.5, 0.25))
-
-
-def test_recipes_are_those_of_the_authors(config):
+def test_recipes(config):
     for data in ("cifar10", "cifar100"):
         cfg = config("model=cmi", f"data={data}")
         model, plan = cfg.model, cfg.plan
@@ -280,28 +196,52 @@ def test_recipes_are_those_of_the_authors(config):
         assert (plan.epochs, plan.kd_steps, plan.batch_size) == (40, 2000, 128)
 
 
-def test_a_batch_of_twins_spreads_from_each_other_and_from_the_memory(cmi, tiny_data, fit):
+def test_twins__spread(cmi, tiny_data, fit):
     """In the embedding of a trained head; nothing but the contrastive term moves the pixels."""
     method = cmi()
     fit(method, tiny_data())
-    method.ce_weight = method.bn_weight = method.adv_weight = 0.0
+    synthesizer, nets = method.synthesizer, (method.teacher, method.student)
+    synthesizer.criterion.ce_weight = synthesizer.criterion.bn_weight = 0.0
     twin = torch.rand(1, *SHAPE)
     banked = twin + 0.02 * torch.rand(6, *SHAPE)
-    earlier = tuple(seen_by(method.teacher, banked).expand(2, -1, -1))
+    seen = seen_by(method.teacher.classifier, banked)
+    synthesizer._earlier = tuple(seen.detach().expand(2, -1, -1))
     images = (twin + 0.02 * torch.rand(6, *SHAPE)).requires_grad_()
 
     def alike():
         both = torch.cat([images.detach(), banked])
-        unit = embedded(method.head.state_dict(), seen_by(method.teacher, both))
+        unit = embedded(
+            method.synthesizer.head.state_dict(), seen_by(method.teacher.classifier, both)
+        )
         among = (unit[:6] @ unit[:6].T)[~torch.eye(6, dtype=torch.bool)]
         return float(among.mean()), float((unit[:6] @ unit[6:].T).mean())
 
     before = alike()
     adam = torch.optim.Adam([images], lr=0.01)
     for _ in range(30):
-        loss = method._judge(images.detach(), images, earlier, torch.zeros(6).long(), True)["loss"]
+        synthesizer._views = lambda images: (images.detach(), images)
+        loss = synthesizer.loss(images, torch.zeros(6).long(), *nets, True)["loss"]
         adam.zero_grad()
         loss.backward()
         adam.step()
     after = alike()
     assert all(new < old for new, old in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_views(cmi, flip):
+    """The augmented image, and a part of the plain one."""
+    crop = RandomCropFlip(2, flip=flip)
+    synthesizer = cmi(augmentation=crop, part=(0.25, 0.5)).synthesizer
+    images = torch.rand(12, *SHAPE)
+    synthesizer.rng, rng = (torch.Generator().manual_seed(7) for _ in "ab")
+    whole, part = synthesizer._views(images)
+    assert torch.equal(whole, crop(images, rng))
+    assert torch.equal(part, RandomResizedPart((0.25, 0.5), flip)(images, rng))
+
+
+def test_options__refused(cmi):
+    with pytest.raises(InputError, match="layers must be 'all' or 'stages'"):
+        cmi(layers="last")
+    with pytest.raises(InputError, match="two shares, the smaller first"):
+        cmi(part=(0.5, 0.25))

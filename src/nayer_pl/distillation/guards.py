@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
+from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -21,6 +22,11 @@ COLLAPSE_ROUNDS = 3  # in a row
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm of all gradients together, a scalar on their device; NaN if one of them is."""
     return get_total_norm([each.grad for each in parameters if each.grad is not None])
+
+
+def scales_losses(module: LightningModule) -> bool:
+    """Whether scaled gradients may overflow, and the gradient scaler handles it."""
+    return getattr(module.trainer.precision_plugin, "scaler", None) is not None
 
 
 def describe_nonfinite(steps: Tensor, names: Sequence[str], where: str, lr_name: str) -> str | None:

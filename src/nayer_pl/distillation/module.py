@@ -21,10 +21,11 @@ from nayer_pl.distillation.guards import (
     CollapseMonitor,
     describe_nonfinite,
     gradient_norm,
+    scales_losses,
 )
 from nayer_pl.distillation.rank_state import DistillationState
 from nayer_pl.distillation.reporting import collect_results
-from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, scales_losses
+from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD
 from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.losses.distillation import KLDivergence, StudentLoss
 from nayer_pl.networks.classifier import Classifier
@@ -79,7 +80,8 @@ class DataFreeDistillation(TeacherStudentModule):
 
     def training_step(self, item: WorkItem, _: int) -> None:
         """Do what the plan's next item says."""
-        self.rank_state.restore_batchnorm_buffers()
+        if self.rank_state.buffers is not None:  # the first step of a run that was resumed
+            self.rank_state.restore_batchnorm_buffers()
         if isinstance(item, SynthesisRound):
             self._synthesis_round(item)
         else:
@@ -123,13 +125,15 @@ class DataFreeDistillation(TeacherStudentModule):
             every step, [steps, terms], on the CPU; and the names of the terms.
         """
         synthesizer, optimizers = self.synthesizer, self.all_optimizers()[1:]
+        show, scaled = reporting.synthesis_display(self.trainer), scales_losses(self)
         parameters = [p for group in optimizers[0].param_groups for p in group["params"]]
         lowest = torch.full((), torch.inf, device=self.device)
         kept = torch.zeros((), device=self.device)
         history: list[dict[str, Tensor]] = []
         synthesizer.start_round(item.targets, self.teacher, self.datamodule.bank)
         for step in range(synthesizer.steps):
-            reporting.show_synthesis_step(self.trainer, step + 1, synthesizer.steps)
+            if show is not None:
+                show(self.trainer, step + 1, synthesizer.steps)
             images = synthesizer.generate(item.targets)
             terms = synthesizer.loss(images, item.targets, self.teacher, self.student, item.warm_up)
             # Chosen on the device: asking which loss is lower would wait for it at every step.
@@ -139,7 +143,7 @@ class DataFreeDistillation(TeacherStudentModule):
             kept = torch.where(better, images.detach(), kept)
             optimizers[0].zero_grad()
             self.manual_backward(terms["loss"])
-            if not scales_losses(self):
+            if not scaled:
                 terms = {**terms, GRADIENT: gradient_norm(parameters)}
             optimizers[0].step()
             history.append({name: term.detach() for name, term in terms.items()})
@@ -150,17 +154,35 @@ class DataFreeDistillation(TeacherStudentModule):
     def _student_step(self, batch: DistillationBatch) -> None:
         """One update of the student, on banked images or on fresh ones."""
         images, labels = batch.images, batch.labels
-        fresh = self.synthesizer.student_images(len(images))
-        if fresh is not None:
-            augmentation = self.datamodule.augmentation
-            images = augmentation(fresh, self.synthesizer.rng) if augmentation else fresh
-        loss = self.student_objective(images, None if fresh is not None else labels)
-        update = self.student_updates + 1
-        self.updater.step(self, self.student, self.all_optimizers()[0], loss, update)
+        if self.synthesizer.student_images is not None:
+            images, labels = self.synthesizer.student_images(len(images)), None
+            if self.datamodule.augmentation is not None:
+                images = self.datamodule.augmentation(images, self.synthesizer.rng)
+        loss = self.student_objective(images, labels)
+        optimizer, update = self.all_optimizers()[0], self.student_updates + 1
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        if not scales_losses(self):
+            norm = gradient_norm(self.student.parameters())
+            self.updater.guard.before_step(optimizer.optimizer, loss.detach(), norm, update)
+        optimizer.step()
         self.student_updates = update
+        self.updater.mean_loss.update(loss.detach())
         # Reading a loss waits for the device, so it is read where it is logged anyway.
         if reporting.should_log(self.trainer, update):
             self._report_kd_loss()
+
+    def student_objective(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """What the student minimizes on a batch, a scalar.
+
+        Args:
+            images: In [0, 1], [B, C, H, W].
+            labels: Labels that the images were made for, [B]; None takes the teacher's answers.
+        """
+        with torch.no_grad():
+            teacher_logits = self.teacher(images)
+        labels = teacher_logits.argmax(1) if labels is None else labels
+        return self.updater.loss(self.student(images), teacher_logits, labels)
 
     # Reports
 
@@ -186,22 +208,13 @@ class DataFreeDistillation(TeacherStudentModule):
         distributed.check_strategy(self.trainer)
         distributed.refuse_sync_batchnorm(self.trainer, self)
         if stage == "fit":
-            self._check_plan()
+            epochs, limit = self.trainer.max_epochs or 0, self.synthesizer.round_size
+            self.datamodule.plan.check_run(epochs, limit)
         self.to(memory_format=torch.channels_last)
         distributed.limit_ddp_to(self, "student")
         seed = stream_seed(self.seed, self.global_rank, Stream.NOISE)
         device = self.trainer.strategy.root_device  # where this module is going to be
         self.synthesizer.rng = torch.Generator(device).manual_seed(seed)
-
-    def _check_plan(self) -> None:
-        plan, limit = self.datamodule.plan, self.synthesizer.round_size
-        epochs, planned = self.trainer.max_epochs or 0, plan.max_epochs
-        if not 0 < epochs <= planned:
-            wanted = f"from 1 to the plan's {planned}, as in Trainer(max_epochs=plan.max_epochs)"
-            raise InputError(f"max_epochs must be {wanted}, not {epochs}.")
-        if limit is not None and limit < plan.round_size:
-            wanted = f"at least the plan's, which is {plan.round_size}"
-            raise InputError(f"round_size must be {wanted}, not {limit}.")
 
     def configure_optimizers(self) -> Any:
         """The student's with its schedule over distillation epochs; then the synthesizer's."""

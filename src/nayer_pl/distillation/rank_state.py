@@ -164,7 +164,7 @@ class DistillationState(RankState):
     def __init__(self, module: Any) -> None:
         super().__init__(module)
         self._teacher_weights: str | None = None
-        self._buffers: dict[str, Tensor] | None = None  # the student's, from a checkpoint
+        self.buffers: dict[str, Tensor] | None = None  # the student's, from a checkpoint
         self._optimizers: list[dict[str, Any]] = []  # the synthesizer's, from a checkpoint
 
     def identity(self) -> dict[str, str]:
@@ -209,7 +209,7 @@ class DistillationState(RankState):
         if rank < len(states):
             restore_generator(module.synthesizer.rng, alike["rng"])
         module.load_state_dict(alike["parts"], strict=False)
-        self._buffers, self._optimizers = alike["buffers"], alike["optimizers"]
+        self.buffers, self._optimizers = alike["buffers"], alike["optimizers"]
         mine = states[rank :: module.trainer.world_size]  # none if there are more ranks than before
         module.rounds = sum(state["rounds"] for state in mine)
         module.synthesis_steps = sum(state["synthesis_steps"] for state in mine)
@@ -226,7 +226,8 @@ class DistillationState(RankState):
                     state[name] = buffer.clone()
         for optimizer in checkpoint.get("optimizer_states", [])[1:]:  # every rank has its own
             optimizer["state"] = {}
-        checkpoint["progress"] = {"student_updates": module.student_updates}
+        progress = {"student_updates": module.student_updates, "rounds": module.rounds}
+        checkpoint["progress"] = progress
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Restore also the progress, and the place in the epoch."""
@@ -243,8 +244,8 @@ class DistillationState(RankState):
         self._optimizers = []
 
     def restore_batchnorm_buffers(self) -> None:
-        """To be called in every step: with the first one DDP sends out those of rank 0."""
-        if self._buffers is not None:
-            for name, buffer in self.module.student.named_buffers():
-                buffer.copy_(self._buffers[name])
-            self._buffers = None
+        """To be called in the first step, with which DDP sends out those of rank 0."""
+        assert self.buffers is not None
+        for name, buffer in self.module.student.named_buffers():
+            buffer.copy_(self.buffers[name])
+        self.buffers = None

@@ -1,6 +1,6 @@
 """What a run reports: to the loggers, to the progress bar, and in its summary."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -40,11 +40,9 @@ def should_log(trainer: Trainer, count: int) -> bool:
     return every > 0 and count % every == 0  # 0 is Lightning's never
 
 
-def show_synthesis_step(trainer: Trainer, step: int, steps: int) -> None:
-    """Tell the progress bar how far a round is, if it can show that."""
-    show = getattr(trainer.progress_bar_callback, "show_step", None)
-    if show is not None:
-        show(trainer, step, steps)
+def synthesis_display(trainer: Trainer) -> Callable[[Trainer, int, int], None] | None:
+    """What shows how far a round is, if the progress bar can: called with step and steps."""
+    return getattr(trainer.progress_bar_callback, "show_step", None)
 
 
 def collect_results(module: Any) -> dict[str, Any]:

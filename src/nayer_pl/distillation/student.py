@@ -9,15 +9,14 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Le
 from lightning import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torchmetrics import MeanMetric
 
 from nayer_pl.distillation import reporting
-from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm
+from nayer_pl.distillation.guards import NonFiniteGuard
 from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.losses.distillation import KLDivergence, StudentLoss
 from nayer_pl.runtime.options import checked
@@ -27,7 +26,7 @@ COSINE = partial(CosineAnnealingLR, eta_min=2e-4)
 
 
 class StudentUpdater(nn.Module):
-    """Lets a student learn from its teacher's answers, one batch at a time.
+    """The student's loss, optimizer and schedule; its mean loss, and the guard of its steps.
 
     Args:
         loss: (student logits, teacher logits, labels) -> scalar that the student minimizes.
@@ -40,9 +39,9 @@ class StudentUpdater(nn.Module):
 
     Example:
         >>> updater = StudentUpdater()
-        >>> student, teacher = nn.Linear(4, 2), nn.Linear(4, 2)
-        >>> updater.objective(student, teacher, torch.rand(8, 4)).ndim
-        0
+        >>> optimizer, scheduler = updater.configure(nn.Linear(4, 2), epochs=100)
+        >>> scheduler.T_max
+        100
     """
 
     def __init__(
@@ -62,47 +61,6 @@ class StudentUpdater(nn.Module):
         """The student's optimizer, and its schedule over this number of distillation epochs."""
         optimizer = self.optimizer(student.parameters())
         return optimizer, build_scheduler(self.scheduler, optimizer, epochs)
-
-    def objective(
-        self, student: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor | None = None
-    ) -> Tensor:
-        """What the student minimizes on a batch, a scalar.
-
-        Args:
-            student: Images -> logits.
-            teacher: Images -> logits.
-            images: In [0, 1], [B, C, H, W].
-            labels: Labels of the images, [B]; None takes the teacher's answers.
-        """
-        with torch.no_grad():
-            teacher_logits = teacher(images)
-        labels = teacher_logits.argmax(1) if labels is None else labels
-        return self.loss(student(images), teacher_logits, labels)
-
-    def step(
-        self,
-        module: LightningModule,
-        student: nn.Module,
-        optimizer: LightningOptimizer,
-        loss: Tensor,
-        update: int,
-    ) -> None:
-        """Take one step down the loss, unless loss or gradient are not finite.
-
-        Args:
-            module: Takes the gradient, and scales it where precision wants that.
-            student: What learns.
-            optimizer: The student's.
-            loss: Of this batch, a scalar.
-            update: Number of this update, from 1.
-        """
-        optimizer.zero_grad()
-        module.manual_backward(loss)
-        if not scales_losses(module):
-            norm = gradient_norm(student.parameters())
-            self.guard.before_step(optimizer.optimizer, loss.detach(), norm, update)
-        optimizer.step()
-        self.mean_loss.update(loss.detach())
 
     def report(self, module: LightningModule, lr: float, updates: int) -> None:
         """Log the mean loss since the last report, which waits for the device.
@@ -124,11 +82,6 @@ class StudentUpdater(nn.Module):
         reporting.log_progress(module.trainer, {"kd": value})
         values = {"distillation/loss": value, "distillation/learning_rate": lr}
         reporting.log_metrics(module, values, updates)
-
-
-def scales_losses(module: LightningModule) -> bool:
-    """Whether scaled gradients may overflow, and the gradient scaler handles it."""
-    return getattr(module.trainer.precision_plugin, "scaler", None) is not None
 
 
 def check_optimizer(optimizer: Callable[..., Any]) -> None:

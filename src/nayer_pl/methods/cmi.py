@@ -23,7 +23,7 @@ from nayer_pl.losses.inversion import InversionLoss
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
-from nayer_pl.synthesis.augmentation import RandomResizedPart
+from nayer_pl.synthesis.augmentation import RandomResizedPart, Share
 from nayer_pl.synthesis.generators import Generator, dcgan_reset_
 from nayer_pl.synthesis.synthesizer import Synthesizer
 
@@ -84,7 +84,7 @@ class CMI(DataFreeDistillation):
         >>> teacher = Classifier(create_model("wrn16_1", num_classes=3), mean=[0.5], std=[0.2])
         >>> student = Classifier(create_model("wrn16_1", num_classes=3))
         >>> CMI(teacher, student, (3, 32, 32), layers="stages").synthesizer.feature_count
-        176
+        112
     """
 
     @checked
@@ -106,7 +106,7 @@ class CMI(DataFreeDistillation):
         negatives: NonNegativeInt = 4096,
         layers: Layers = "all",
         embedding_features: PositiveInt = 256,
-        part: tuple[float, float] = (0.25, 1.0),
+        part: tuple[Share, Share] = (0.25, 1.0),
         bn_momentum: Annotated[float, Ge(0), Lt(1)] = 0.0,
         augmentation: Callable[..., Any] | None = None,
         round_size: PositiveInt = 256,

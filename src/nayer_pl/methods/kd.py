@@ -14,9 +14,8 @@ from torchmetrics import MeanMetric
 
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.distillation.base import TeacherStudentModule
-from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm
+from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm, scales_losses
 from nayer_pl.distillation.reporting import count_parameters, validation_metrics
-from nayer_pl.distillation.student import scales_losses
 from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.methods.supervised import NESTEROV_SGD, with_step_schedule
@@ -71,7 +70,10 @@ class KnowledgeDistillation(TeacherStudentModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """The student's loss on images [B, C, H, W] in [0, 1] and labels [B]."""
-        loss = self.student_objective(*batch)
+        images, labels = batch
+        with torch.no_grad():
+            teacher_logits = self.teacher(images)
+        loss = self.updater.loss(self.student(images), teacher_logits, labels)
         self._loss = loss.detach()
         self.updater.mean_loss.update(self._loss)
         return loss

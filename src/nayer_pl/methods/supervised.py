@@ -16,10 +16,10 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from nayer_pl.data.datamodule import RealDataModule
-from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm
+from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm, scales_losses
 from nayer_pl.distillation.rank_state import RankState
 from nayer_pl.distillation.reporting import count_parameters, validation_metrics
-from nayer_pl.distillation.student import build_scheduler, check_optimizer, scales_losses
+from nayer_pl.distillation.student import build_scheduler, check_optimizer
 from nayer_pl.errors import InputError
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.registry import described

@@ -1,8 +1,8 @@
 """The teacher: frozen, asked through a faster copy, and observed at its BatchNorms."""
 
 import copy
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from nayer_pl.runtime.numerics import fused_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+Network = TypeVar("Network", bound=nn.Module)
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and biased variance of each channel of a batch, [C] and [C]."""
@@ -55,7 +57,8 @@ class FrozenTeacher(nn.Module):
         self.fast: Classifier | None
         self.__dict__["fast"] = None  # no submodule: it is neither saved nor moved
         # Hooks sit in a copy that shares every tensor, so the network itself stays free of them.
-        self._observed = tied_copy(self.classifier)
+        self._observed: Classifier
+        self.__dict__["_observed"] = tied_copy(self.classifier)  # likewise
         self.norms = [
             module
             for module in self._observed.modules()
@@ -120,6 +123,14 @@ class FrozenTeacher(nn.Module):
         """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Self":
+        """Move or convert the classifier, and share the new tensors with the observed copy."""
+        super()._apply(fn, recurse)
+        for own, observed in zip(self.classifier.modules(), self._observed.modules(), strict=True):
+            observed._parameters.update(own._parameters)
+            observed._buffers.update(own._buffers)
+        return self
+
 
 class ChannelMoments(torch.autograd.Function):
     """Mean and biased variance of every channel: [B, C, H, W] -> [C], [C], at least float32.
@@ -152,7 +163,7 @@ class ChannelMoments(torch.autograd.Function):
         return torch.addcmul(offset, x, slope)
 
 
-def tied_copy(module: nn.Module) -> nn.Module:
+def tied_copy(module: Network) -> Network:
     """A second module with the same parameters and buffers, not copies of them."""
     # Not only parameters and buffers: weight normalization keeps what it computes as an attribute.
     kept = [value for part in module.modules() for value in vars(part).values()]

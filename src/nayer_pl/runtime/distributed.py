@@ -49,7 +49,7 @@ def refuse_sync_batchnorm(trainer: Trainer, module: nn.Module) -> None:
 
 def limit_ddp_to(module: LightningModule, part: str) -> None:
     """Let DDP synchronize only the submodule `part`."""
-    # Under every name: the teacher's tensors are in two places.
+    # Under every name: a network may hold a tensor in two places.
     tensors = [
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),

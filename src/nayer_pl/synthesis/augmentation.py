@@ -119,7 +119,9 @@ class RandomResizedPart:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.area[0] > self.area[1]:
-            raise InputError(f"area must be two shares, the smaller first, not {self.area}.")
+            raise InputError(
+                f"The area of a part must be two shares, the smaller first, not {self.area}."
+            )
 
     def __call__(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Floats [B, C, H, W] -> the same shape."""

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, from_numpy
 
 from nayer_pl.errors import InputError
+from nayer_pl.runtime.options import check_fields
 
 log = logging.getLogger(__name__)
 
@@ -21,23 +22,45 @@ class NameEncoder(Protocol):
     """Anything that turns class names into vectors."""
 
     def embed(self, names: Sequence[str]) -> Tensor:
-        """[len(names), d], in the order of the names."""
+        """Class names -> [len(names), d], in their order."""
         ...
 
 
 @dataclass(frozen=True)
 class LabelText:
-    """The label text of a data set: its class names, in label order, and what encodes them."""
+    """The label text of a data set: its class names, and what encodes them.
+
+    Args:
+        names: Class names in the order of the labels.
+        encoder: Turns names into vectors: a `TextEncoder`, an `EmbeddingFile`, or your own.
+
+    Raises:
+        InputError: An option has a value that is not allowed.
+
+    Example:
+        >>> class Lengths:
+        ...     def embed(self, names):
+        ...         return torch.tensor([[float(len(name))] for name in names])
+        >>> LabelText(["cat", "horse"], Lengths()).embeddings()
+        tensor([[3.],
+                [5.]])
+    """
 
     names: Sequence[str]
     encoder: NameEncoder
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def embeddings(self) -> Tensor:
-        """LTE, [num_classes, d] float32. A `TextEncoder` remembers them on disk.
+        """Encode the names; a `TextEncoder` keeps the result on disk.
+
+        Returns:
+            The LTE, float32 [num_classes, d].
 
         Raises:
-            InputError: the names cannot be encoded, or what comes out is not finite or says
-                nothing about them.
+            InputError: The names cannot be encoded, or their embeddings are not finite or all the
+                same.
         """
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
@@ -49,13 +72,13 @@ class LabelText:
         for name, row in zip(self.names, embeddings, strict=False):
             if not row.isfinite().all():
                 raise InputError(
-                    f"The label text of '{name}' holds NaN or infinity; repair the text encoder "
-                    "(text_encoder.model) or the file of embeddings (text_encoder.path)."
+                    f"The label text of '{name}' holds NaN or infinity; choose another encoder, or "
+                    "repair its file of embeddings."
                 )
         if len(set(self.names)) > 1 and (embeddings == embeddings[:1]).all():
             raise InputError(
-                "All classes have the same label text, so it tells none from another; repair the "
-                "text encoder (a model without its tokenizer's files does that), or choose another."
+                "All classes have the same label text, so it tells none from another; choose "
+                "another encoder, or repair it (a model without its tokenizer's files does that)."
             )
         return embeddings
 
@@ -66,19 +89,39 @@ class EmbeddingFile:
 
     Args:
         path: `.safetensors` (its only tensor, or the one called `embeddings` or `lte`) or `.npy`.
-        names: a text file with the class name of each row. With it, or with `names` in the
-            metadata of a `.safetensors` file, rows are found by class name; without, row i is
-            taken for label i.
+        names: Text file with the class name of each row. With it, or with `names` in the metadata
+            of a `.safetensors` file, rows are found by class name; without, row i is the embedding
+            of label i.
+
+    Raises:
+        InputError: An option has a value that is not allowed.
+
+    Example:
+        >>> from safetensors.torch import save_file
+        >>> rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> save_file({"lte": rows}, "lte.safetensors", {"names": '["cat", "dog"]'})
+        >>> EmbeddingFile("lte.safetensors").embed(["dog"])
+        tensor([[3., 4.]])
     """
 
     path: str | Path
     names: str | Path | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def embed(self, names: Sequence[str]) -> Tensor:
-        """[len(names), d] float32, rows in the order of `names`.
+        """Read the embeddings of these classes.
+
+        Args:
+            names: Class names.
+
+        Returns:
+            Rows in the order of the names, float32 [len(names), d].
 
         Raises:
-            InputError: unreadable file, another number of rows, or a name without a row.
+            InputError: The file cannot be read, has another number of rows, or has no row for a
+                name.
         """
         rows, row_names = self._read()
         if len(rows) != len(row_names or names):
@@ -101,7 +144,7 @@ class EmbeddingFile:
         path = Path(self.path)
         for option, file in (("path", path), ("names", self.names)):
             if file is not None and not Path(file).is_file():
-                raise InputError(f"There is no file '{file}'; set text_encoder.{option} to one.")
+                raise InputError(f"There is no file '{file}'; set {option} to one that exists.")
         names = None
         try:
             if path.suffix == ".npy":
@@ -125,14 +168,16 @@ class EmbeddingFile:
 
 
 def _listed(text: str) -> list[str] | None:
+    """Names in the metadata of a file, which are a JSON list or null."""
     try:
         names = json.loads(text)
     except ValueError:
         names = text
     if not isinstance(names, list | None):
-        raise ValueError("the names in its metadata are no JSON list")
+        raise ValueError("the names in its metadata are not a JSON list")
     return names
 
 
 def _plain(name: str) -> str:
+    """A name without what joins its words: "Ice-Cream" -> "ice cream"."""
     return " ".join(name.replace("_", " ").replace("-", " ").lower().split())

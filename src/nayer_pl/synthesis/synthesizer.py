@@ -37,6 +37,8 @@ class Synthesizer(nn.Module, ABC):
     """The option to lower when synthesis fails."""
     transient: tuple[str, ...] = ()
     """Submodules and parameters that every round draws again, so that no checkpoint needs them."""
+    student_images: Callable[[int], Tensor] | None = None
+    """Makes this number of fresh images for a step of the student; None takes them of the bank."""
     rng: torch.Generator
     """Random numbers of this rank's noise, on its device; there once a trainer has set it up."""
 
@@ -98,10 +100,6 @@ class Synthesizer(nn.Module, ABC):
     def finish_round(self, optimizers: Sequence[Any], backward: Callable[[Tensor], None]) -> None:
         """Called after the last step, with the optimizers of `configure_optimizers`."""
 
-    def student_images(self, count: int) -> Tensor | None:
-        """Fresh images for a step of the student; None takes them from the bank."""
-        return None
-
     def compile_steps(self) -> None:
         """Let `torch.compile` fuse what a step does, method by method."""
 
@@ -153,7 +151,7 @@ class OnlineSynthesizer(Synthesizer):
         z = torch.randn(count, self.noise_features, device=device, generator=self.rng)
         return self.generator(z)
 
-    def student_images(self, count: int) -> Tensor:
+    def student_images(self, count: int) -> Tensor:  # type: ignore[override]
         """Images of a z of their own, without a gradient."""
         with torch.no_grad():
             return self.sample(count)

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from nayer_pl.errors import InputError, friendly_errors, require, weights_only_load
+from nayer_pl.errors import InputError, friendly_errors, weights_only_load
 from nayer_pl.runtime.files import cannot_write, write_durably
+from nayer_pl.runtime.options import OptionError, check_fields
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +27,29 @@ Pooling = Literal["projection", "mean", "cls"]
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A text model of the `transformers` library with a way to pool it.
+    """A text model of the `transformers` library, and how its output becomes one vector.
+
+    The embeddings are not L2-normalized; NAYER normalizes them over the batch instead.
 
     Args:
-        model: a name on the Hugging Face Hub, a local folder, or `package://NAME/FOLDER` for a
-            model that is installed as a Python package.
+        model: Name on the Hugging Face Hub, local folder, or `package://NAME/FOLDER` for a model
+            that is installed as a Python package.
         pooling: "projection" for CLIP's text features (arXiv 2103.00020), "mean" over the tokens
             for sentence encoders (arXiv 1908.10084), "cls" for the first token.
-        prompts: templates with `{name}`; the embeddings of several are averaged. `_` and `-` in
-            a class name are read as blanks.
-        cache_dir: where embeddings are kept; None encodes every time.
-        revision: branch, tag or commit of a model on the Hub.
+        prompts: Templates with `{name}`; the embeddings of several are averaged. `_` and `-` in a
+            class name are read as blanks.
+        cache_dir: Directory where embeddings are kept; None encodes every time.
+        revision: Branch, tag or commit of a model on the Hub.
 
-    The embeddings are not L2-normalized (NAYER has_normalization them over the batch instead).
+    Raises:
+        InputError: An option has a value that is not allowed, or a prompt has no `{name}`.
+
+    Example:
+        >>> encoder = TextEncoder("sentence-transformers/all-MiniLM-L6-v2", pooling="mean")
+        >>> encoder.prompts
+        ('a photo of a {name}',)
+        >>> encoder.embed(["cat", "red_fox"]).shape  # doctest: +SKIP
+        torch.Size([2, 384])
     """
 
     model: str
@@ -48,15 +59,22 @@ class TextEncoder:
     revision: str = "main"
 
     def __post_init__(self) -> None:
-        kinds = get_args(Pooling)
-        require(self.pooling in kinds, "text_encoder.pooling", " or ".join(kinds), self.pooling)
-        if isinstance(self.prompts, str):
-            raise InputError(f"Prompts are a list: prompts=['{self.prompts}'].")
-        if not self.prompts or any("{name}" not in str(prompt) for prompt in self.prompts):
-            raise InputError(f"Every prompt must contain {{name}}; given: {list(self.prompts)}.")
+        check_fields(self)
+        if not self.prompts or any("{name}" not in prompt for prompt in self.prompts):
+            raise OptionError("prompts", "a list of texts with {name}", list(self.prompts))
 
     def embed(self, names: Sequence[str]) -> Tensor:
-        """[len(names), d] float32; from the cache if these texts were encoded before."""
+        """Encode class names, or recall them from the cache.
+
+        Args:
+            names: Class names.
+
+        Returns:
+            Embeddings in the order of the names, float32 [len(names), d].
+
+        Raises:
+            InputError: The model cannot be loaded, or does not fit the pooling.
+        """
         if self.cache_dir is None:
             return self._encode(names)
         file = Path(self.cache_dir) / f"{self._fingerprint(names)}.safetensors"
@@ -65,7 +83,7 @@ class TextEncoder:
                 return load_file(file)["embeddings"]
             except (SafetensorError, KeyError, OSError) as error:
                 log.warning(
-                    "The cached label text '%s' is damaged (%s): encoding anew.", file, error
+                    "The cached label text '%s' is damaged (%s); encoding again.", file, error
                 )
         embeddings = self._encode(names)
         self._keep(file, embeddings, names)
@@ -105,36 +123,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def _encode(self, names: Sequence[str]) -> Tensor:
-        # Seconds to import, and not needed at all once the embeddings are cached.
-        from transformers import AutoModel, AutoTokenizer, CLIPTextModelWithProjection
-
-        loader = CLIPTextModelWithProjection if self.pooling == "projection" else AutoModel
-        where = self._location()
-        # Not to be asked whether code that comes with a model may run: it may not.
-        plain: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
-        with (
-            weights_only_load(),
-            friendly_errors(
-                f"The text encoder '{self.model}' cannot be loaded",
-                "without a network set text_encoder.model to a local folder, or take "
-                "text_encoder=minilm (a package) or text_encoder=file (embeddings made elsewhere)",
-            ),
-        ):
-            if _is_path(where) and not Path(where).is_dir():
-                raise FileNotFoundError(f"there is no folder '{where}'")
-            tokenizer = AutoTokenizer.from_pretrained(where, **plain)
-            model, report = loader.from_pretrained(  # type: ignore[misc]
-                where, output_loading_info=True, **plain
-            )
-        if self.pooling == "projection" and report["missing_keys"]:
-            raise InputError(
-                f"'{self.model}' is not a CLIP model: no {min(report['missing_keys'])}; set "
-                "text_encoder.pooling=mean for a sentence encoder."
-            )
-        # Of a model of text and images, only the half that reads.
-        if self.pooling != "projection":
-            model = getattr(model, "text_model", model)
-        model.eval()
+        tokenizer, model = self._load()
         readable = [name.replace("_", " ").replace("-", " ") for name in names]
         total = torch.zeros(())
         for prompt in self.prompts:
@@ -144,10 +133,39 @@ class TextEncoder:
             total = total + self._pool(model(**tokens), mask)
         return (total / len(self.prompts)).float()
 
-    def _pool(self, output: object, mask: Tensor) -> Tensor:
+    def _load(self) -> tuple[Any, Any]:
+        """The tokenizer and the model, in evaluation mode."""
+        # Seconds to import, and not needed at all once the embeddings are cached.
+        from transformers import AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+
+        loader: Any = CLIPTextModelWithProjection if self.pooling == "projection" else AutoModel
+        place = self._location()
+        # Not to be asked whether code that comes with a model may run: it may not.
+        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
+        advice = (
+            "without a network set model to a local folder, or use a model that is installed as a "
+            "package (text_encoder=minilm) or an EmbeddingFile (text_encoder=file)"
+        )
+        failure = f"The text encoder '{self.model}' cannot be loaded"
+        with weights_only_load(), friendly_errors(failure, advice):
+            if _is_path(place) and not Path(place).is_dir():
+                raise FileNotFoundError(f"there is no folder '{place}'")
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            model, report = loader.from_pretrained(place, output_loading_info=True, **options)
+        if self.pooling != "projection":  # of a model of text and images, the half that reads
+            model = getattr(model, "text_model", model)
+        elif report["missing_keys"]:
+            raise InputError(
+                f"'{self.model}' is not a CLIP model: no {min(report['missing_keys'])}; set "
+                "pooling='mean' for a sentence encoder."
+            )
+        return tokenizer, model.eval()
+
+    def _pool(self, output: Any, mask: Tensor) -> Tensor:
+        """[texts, tokens, d] -> [texts, d]; `mask` is 0 for padding, [texts, tokens]."""
         if self.pooling == "projection":
-            return output.text_embeds  # type: ignore[attr-defined]
-        tokens: Tensor = output.last_hidden_state  # type: ignore[attr-defined]
+            return output.text_embeds
+        tokens: Tensor = output.last_hidden_state
         if self.pooling == "cls":
             return tokens[:, 0]
         weight = mask.unsqueeze(-1).to(tokens.dtype)
@@ -163,6 +181,6 @@ class TextEncoder:
 
 
 def _is_path(model: str) -> bool:
-    """Whether it can be no name on the Hub."""
+    """Whether it cannot be a name on the Hub."""
     place = Path(model)
     return place.is_absolute() or model.startswith(".") or len(place.parts) > 2

@@ -1,6 +1,5 @@
 import itertools
 import math
-import shutil
 
 import pytest
 import torch
@@ -8,15 +7,10 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from scipy.spatial.distance import jensenshannon
 
-from nayer_pl import InputError, RandomCropFlip
+from nayer_pl import RollFlip
 from nayer_pl.bank import SynthesisRound
-from nayer_pl.callbacks.checkpoint import Checkpoints
-from nayer_pl.methods.deepinversion import (
-    DeepInversion,
-    jensen_shannon,
-    roll_and_mirror,
-    total_variation,
-)
+from nayer_pl.losses.functional import jensen_shannon, total_variation
+from nayer_pl.methods.deep_inversion import DeepInversion
 from nayer_pl.runtime.numerics import Stream, stream_seed
 
 SHAPE = (1, 8, 8)
@@ -39,8 +33,7 @@ def inversion(tiny_classifier):
     def make(**options):
         defaults = {
             "teacher": tiny_classifier(), "student": tiny_classifier(), "image_shape": SHAPE,
-            "image_steps": 4, "jitter": 1, "round_size": 12, "learning_rate": 0.05,
-            "check_teacher": False,
+            "image_steps": 4, "augmentation": RollFlip(1), "round_size": 12, "check_teacher": False,
         }  # fmt: skip
         return DeepInversion(**{**defaults, **options})
 
@@ -54,17 +47,18 @@ class Spy(Callback):
         self.rounds = []
 
     def on_fit_start(self, trainer, method):
-        synthesize = method.synthesize
+        optimize = method._optimize_images
 
-        def watched(targets, warm_up):
-            images, history = synthesize(targets, warm_up)
-            self.rounds.append((targets, images, history, warm_up))
-            return images, history
+        def watched(item):
+            images, terms, names = optimize(item)
+            history = dict(zip(names, terms.T, strict=True))
+            self.rounds.append((item.targets, images, history, item.warm_up))
+            return images, terms, names
 
-        method.synthesize = watched
+        method._optimize_images = watched
 
 
-def test_total_variation_is_that_of_a_loop():
+def test_total_variation__loop():
     images = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     expected = 0.0
     for down, right in ((0, 1), (1, 0), (1, 1), (-1, 1)):
@@ -76,7 +70,7 @@ def test_total_variation_is_that_of_a_loop():
     assert float(total_variation(images)) == pytest.approx(expected)
 
 
-def test_divergence_is_scipys_and_has_its_limits():
+def test_jensen_shannon__scipy_and_limits():
     first, second = torch.randn(2, 6, 5, dtype=torch.float64) * 4
     p, q = (logits.div(3).softmax(1).numpy() for logits in (first, second))
     expected = torch.tensor([jensenshannon(a, b) ** 2 for a, b in zip(p, q, strict=True)])
@@ -93,24 +87,12 @@ def views_of(images, limit, flip):
     return [torch.roll(view, shift, (2, 3)) for shift in shifts for view in views]
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_all_images_are_rolled_alike_and_every_roll_comes(flip):
-    images, rng = torch.rand(2, 1, 4, 5), torch.Generator().manual_seed(0)
-    expected = views_of(images, 1, flip)
-    seen = [roll_and_mirror(images, 1, flip, rng) for _ in range(200)]
-    found = [[torch.equal(a, b) for b in expected] for a in seen]
-    assert all(any(row) for row in found)
-    assert all(any(column) for column in zip(*found, strict=True))
-
-
 @pytest.mark.parametrize(("jitter", "flip"), [(1, False), (0, True)])
-def test_the_teacher_sees_every_wanted_roll_and_mirror_image(
-    inversion, tiny_data, fit, jitter, flip
-):
-    method, made, seen = inversion(jitter=jitter, flip=flip, image_steps=50), [], []
-    make = method._make
-    method._make = lambda count: made.append(make(count)) or made[-1]
-    method.statistics.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+def test_augmentation__every_roll_and_mirror_image(inversion, tiny_data, fit, jitter, flip):
+    method, made, seen = inversion(augmentation=RollFlip(jitter, flip), image_steps=50), [], []
+    make, observe = method.synthesizer.generate, method.teacher.observe
+    method.synthesizer.generate = lambda targets: made.append(make(targets)) or made[-1]
+    method.teacher.observe = lambda images: seen.append(images) or observe(images)
     fit(method, tiny_data(), max_epochs=1, limit_train_batches=1)
     assert len(made) == len(seen) == 50
     found = [
@@ -138,14 +120,14 @@ def statistics_loss(teacher, images):
     return logits, sum(terms)
 
 
-def test_every_round_is_a_loop_written_out_with_an_optimizer_of_its_own(inversion, tiny_data, fit):
+def test_round__loop_written_out(inversion, tiny_data, fit):
     """Plain Adam on a new leaf; all terms by hand, in normalized units, clipped by hand."""
     weights = {"ce_weight": 0.7, "tv_weight": 0.02, "l2_weight": 0.03, "bn_weight": 2.0}
-    method = inversion(jitter=0, flip=False, seed=9, image_steps=12, **weights).double()
+    method = inversion(augmentation=RollFlip(0, False), seed=9, image_steps=12, **weights).double()
     spy = Spy()
     fit(method, tiny_data(), callbacks=[spy], max_epochs=1, precision="64-true")
     rng = torch.Generator().manual_seed(stream_seed(9, 0, Stream.NOISE))
-    teacher = method.teacher.eval()
+    teacher = method.teacher.classifier
     mean, std = teacher.mean, teacher.std
     assert len(spy.rounds) == 2
     for targets, found, history, _ in spy.rounds:
@@ -172,7 +154,7 @@ def test_every_round_is_a_loop_written_out_with_an_optimizer_of_its_own(inversio
         torch.testing.assert_close(found, seen[losses.index(min(losses))])
 
 
-def test_pixels_lower_the_teachers_loss(inversion, decided, tiny_data, fit):
+def test_pixels__lower_the_teachers_loss(inversion, decided, tiny_data, fit):
     method, spy = (
         inversion(teacher=decided(), image_steps=40, image_lr=0.2, adv_weight=0, bn_weight=0),
         Spy(),
@@ -185,7 +167,7 @@ def test_pixels_lower_the_teachers_loss(inversion, decided, tiny_data, fit):
         assert on_images < on_noise
 
 
-def test_competition_makes_student_and_teacher_disagree(inversion, decided, tiny_data, fit):
+def test_competition__disagreement(inversion, decided, tiny_data, fit):
     """The same networks, noise and rolls; the student is as it was at the start."""
 
     def disagreement(adv_weight):
@@ -203,77 +185,41 @@ def test_competition_makes_student_and_teacher_disagree(inversion, decided, tiny
     assert disagreement(100.0) > 1.5 * disagreement(0.0)
 
 
-def test_images_stay_images_and_none_is_stuck_at_the_border(inversion, tiny_data, fit):
+def test_pixels__clipped_but_not_stuck(inversion, tiny_data, fit):
     method, spy = inversion(image_lr=100.0), Spy()
     fit(method, tiny_data(), callbacks=[spy])
     for _, images, _, _ in spy.rounds:
         assert 0 <= float(images.min()) <= float(images.max()) <= 1
     with torch.no_grad():
-        method.pixels.copy_(1000 * torch.rand_like(method.pixels).sub(0.5).sign())
-    images = method._make(12)
+        method.synthesizer.pixels.copy_(
+            1000 * torch.rand_like(method.synthesizer.pixels).sub(0.5).sign()
+        )
+    images = method.synthesizer.generate(torch.arange(12))
     torch.testing.assert_close(images, images.round())
     images.sum().backward()
-    assert (method.pixels.grad != 0).all()
+    assert (method.synthesizer.pixels.grad != 0).all()
 
 
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(inversion, tiny_data, fit, tmp_path):
-    class KeepAll(Checkpoints):
-        kept = 0
-
-        def save(self, trainer):
-            super().save(trainer)
-            self.kept += 1
-            shutil.copy(self.folder / "last.ckpt", self.folder / f"{self.kept}.ckpt")
-
-    def run(**options):
-        torch.manual_seed(3)
-        method, data = inversion(bn_momentum=0.9), tiny_data()
-        saver = KeepAll(tmp_path / "checkpoints", minutes=0)
-        fit(method, data, callbacks=[saver], enable_checkpointing=True, **options)
-        return [*method.student.state_dict().values(), data.bank.images], saver.kept
-
-    whole, kept = run()
-    names = ["1.ckpt", "4.ckpt", f"{kept}.ckpt"]  # in warm-up, between two steps, near the end
-    for name in names:
-        shutil.copy(tmp_path / "checkpoints" / name, tmp_path / name)
-    content = torch.load(tmp_path / "4.ckpt", weights_only=True)["nayer_pl"]["ranks"][0]
-    assert {name.partition(".")[0] for name in content["parts"]} == {"statistics"}
-    assert content["optimizers"][0]["state"] == {}
-    for name in names:
-        again, _ = run(ckpt_path=tmp_path / name)
-        assert all(torch.equal(a, b) for a, b in zip(again, whole, strict=True))
-
-
-def test_a_teacher_without_batchnorm_is_refused(inversion, tiny_classifier, tiny_data, fit):
-    with pytest.raises(InputError, match=r"no BatchNorm2d .*model=dfad works with every teacher"):
-        inversion(teacher=tiny_classifier(norm=False))
-    method = inversion(teacher=tiny_classifier(norm=False), bn_weight=0)
-    fit(method, tiny_data())
-    assert method.student_updates == 6
-
-
-def test_recipes_are_those_of_the_paper(config):
+def test_recipes(config):
     for data in ("cifar10", "cifar100"):
         cfg = config("model=deepinversion", f"data={data}")
         model, plan = cfg.model, cfg.plan
         assert (model.image_steps, model.image_lr, plan.round_size) == (2000, 0.05, 256)
         assert (model.tv_weight, model.l2_weight, model.bn_weight) == (2.5e-5, 3e-8, 10)
-        assert (model.adv_weight, model.adv_temperature, model.jitter, model.flip) == (
-            10,
-            3,
-            2,
-            True,
-        )
-    assert config("model=deepinversion", "data=digits").model.flip is False
+        assert (model.adv_weight, model.adv_temperature) == (10, 3)
+        assert (model.augmentation.jitter, model.augmentation.flip) == (2, True)
+    assert config("model=deepinversion", "data=digits").model.augmentation.flip is False
 
 
-def test_nothing_is_left_of_a_round_in_the_next(inversion, tiny_data, fit):
+def test_rounds__independent(inversion, tiny_data, fit):
     ages, starts = [], []
 
     class Watch(Callback):
         def on_train_start(self, trainer, method):
             adam = trainer.optimizers[1]
-            adam.register_step_pre_hook(lambda *_: starts.append(method.pixels.detach().clone()))
+            adam.register_step_pre_hook(
+                lambda *_: starts.append(method.synthesizer.pixels.detach().clone())
+            )
             adam.register_step_post_hook(
                 lambda adam, *_: ages.append({int(s["step"]) for s in adam.state.values()})
             )
@@ -283,14 +229,9 @@ def test_nothing_is_left_of_a_round_in_the_next(inversion, tiny_data, fit):
                 assert trainer.optimizers[1].state == {}
 
     method = inversion()
-    parameter = method.pixels
+    parameter = method.synthesizer.pixels
     fit(method, tiny_data(), callbacks=[Watch()])
-    assert method.pixels is parameter
+    assert method.synthesizer.pixels is parameter
     assert ages == 4 * [{1}, {2}, {3}, {4}]
     firsts = starts[::4]
     assert all((a - b).abs().mean() > 0.3 for a, b in itertools.pairwise(firsts))
-
-
-def test_augmentation_of_others_is_refused(inversion):
-    with pytest.raises(InputError, match="jitter and flip are its own"):
-        inversion(augmentation=RandomCropFlip(1))
