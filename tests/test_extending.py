@@ -23,9 +23,9 @@ COMMANDS = re.findall(r"^    python train\.py (.*)", PAGE.replace("\\\n", ""), r
 SHORT = [
     "teacher.weights=teacher.safetensors", "run_dir=run", "logger=csv",
     "trainer.accelerator=cpu", "plan.warmup_epochs=1", "plan.warmup_rounds=3",
-    "plan.rounds_per_epoch=1",
-    "plan.epochs=1", "plan.kd_steps=2", "plan.round_size=20", "model.generator_steps=2",
-    "+model.check_teacher=false", "callbacks.progress=null", "callbacks.curves=null",
+    "plan.rounds_per_epoch=1", "plan.epochs=1", "plan.kd_steps=2", "plan.round_size=20",
+    "model.generator_steps=2", "+model.check_teacher=false", "callbacks.progress=null",
+    "callbacks.curves=null",
 ]  # fmt: skip
 
 
