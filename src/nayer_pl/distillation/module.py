@@ -153,7 +153,8 @@ class DataFreeDistillation(TeacherStudentModule):
 
     def _student_step(self, batch: DistillationBatch) -> None:
         """One update of the student, on banked images or on fresh ones."""
-        images, labels = batch.images, batch.labels
+        images: Tensor = batch.images
+        labels: Tensor | None = batch.labels
         if self.synthesizer.student_images is not None:
             images, labels = self.synthesizer.student_images(len(images)), None
             if self.datamodule.augmentation is not None:

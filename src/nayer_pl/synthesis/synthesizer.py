@@ -151,7 +151,7 @@ class OnlineSynthesizer(Synthesizer):
         z = torch.randn(count, self.noise_features, device=device, generator=self.rng)
         return self.generator(z)
 
-    def student_images(self, count: int) -> Tensor:  # type: ignore[override]
+    def student_images(self, count: int) -> Tensor:
         """Images of a z of their own, without a gradient."""
         with torch.no_grad():
             return self.sample(count)
