@@ -23,8 +23,9 @@ from hydra.types import RunMode
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from nayer_pl.app.run_dir import require
 from nayer_pl.callbacks.checkpoint import Terminated
-from nayer_pl.errors import InputError, require
+from nayer_pl.errors import InputError
 
 CHILD_GRACE_SECONDS = 12.0  # for the first process to say why it stops
 

@@ -8,11 +8,21 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from nayer_pl.app.instantiate import build, check
-from nayer_pl.errors import InputError, require
+from nayer_pl.errors import InputError
 from nayer_pl.runtime.files import cannot_write, check_folder, remove_unfinished
 
 SPACE_NEEDED = 64 * 1024**2  # bytes: weights, pictures and logs of a small run
 FOLDERS = ("checkpoints", "bank")
+
+
+def require(condition: bool, name: str, wanted: str, value: object) -> None:
+    """Raise an InputError unless `condition` holds, which is what `value` should be.
+
+    Example:
+        >>> require(1 > 0, "trainer.devices", "above 0", 1)
+    """
+    if not condition:
+        raise InputError(f"{name} must be {wanted}, not {value}.")
 
 
 @rank_zero_only

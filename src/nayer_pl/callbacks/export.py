@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from nayer_pl.errors import InputError, require
+from nayer_pl.errors import InputError
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.pretrained import save_classifier
 from nayer_pl.networks.weights import fingerprint, read_weights
@@ -40,8 +40,8 @@ class Export(Callback):
                 "There is no file to write the trained network to; give it as export.path=PATH "
                 "(for a teacher: teacher.weights=PATH)."
             )
-        safe = Path(path).suffix == ".safetensors"
-        require(safe, "export.path", "a file that ends in .safetensors", path)
+        if Path(path).suffix != ".safetensors":
+            raise InputError(f"export.path must end in .safetensors, not be '{path}'.")
         self.path, self.names, self.image_shape = Path(path), list(names), list(image_shape)
         self.record = None if record is None else Path(record)
 
