@@ -1,3 +1,4 @@
+import logging
 import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -37,6 +38,7 @@ def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+    logging.getLogger("nayer_pl").setLevel(logging.NOTSET)  # a run of another rank is quiet
 
 
 class TinyNet(nn.Module):

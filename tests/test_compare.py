@@ -35,6 +35,7 @@ def sweep(type_command):
     return run
 
 
+@pytest.mark.slow
 def test_compare__every_method(sweep):
     status, printed, jobs = sweep("seed=1")
     assert status == 0, printed

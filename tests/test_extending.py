@@ -81,6 +81,7 @@ def test_method__page_test(folder, fit, monkeypatch):
     runpy.run_path(str(folder / "test_echo.py"))["test_targets_seen"](fit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "classes"), zip(COMMANDS, (10, 2), strict=True))
 def test_command(folder, command, classes):
     description = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": classes, "channels": 1}

@@ -146,6 +146,7 @@ def test_make_targets():
 def test_links():
     for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
         path, _, anchor = link.partition("#")
+        path = path or "README.md"
         assert (ROOT / path).exists(), link
         if anchor:
             headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
