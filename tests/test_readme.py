@@ -143,13 +143,19 @@ def test_make_targets():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_links():
-    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
+PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
+PAGES += [f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links(name):
+    page = ROOT / name
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text(encoding="utf-8")):
         path, _, anchor = link.partition("#")
-        path = path or "README.md"
-        assert (ROOT / path).exists(), link
+        target = page.parent / path if path else page
+        assert target.exists(), link
         if anchor:
-            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = [re.sub(r"[^\w\- ]", "", line).lower().replace(" ", "-") for line in headings]
             assert anchor in anchors, link
 
