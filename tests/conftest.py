@@ -38,7 +38,11 @@ def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-    logging.getLogger("nayer_pl").setLevel(logging.NOTSET)  # a run of another rank is quiet
+    # A run of another rank is quiet, and Hydra's logging switches off the loggers that it finds.
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("nayer_pl") and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)
+            logger.disabled, logger.propagate = False, True
 
 
 class TinyNet(nn.Module):
