@@ -44,10 +44,11 @@ def _importable(monkeypatch):
 
 
 def test_signature_config():
-    node = signature_config("theirs.method", skip=["weight"])
+    node = signature_config("theirs.method")
     optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.2, "momentum": 0.9}
     assert node == {
         "_target_": "theirs.method",
+        "weight": 0.5,
         "betas": [0.5, 0.999],
         "path": None,
         "folder": "runs/a",

@@ -5,7 +5,7 @@ import functools
 import importlib
 import inspect
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +84,7 @@ SIGNATURES = "signature"
 CHOICES = ("student_loss", "optimizer", "scheduler")
 
 
-def signature_config(target: str, skip: Collection[str] = ()) -> dict[str, Any]:
+def signature_config(target: str) -> dict[str, Any]:
     """The node that builds `target` with its defaults.
 
     A default that is a class, a function or a `functools.partial` becomes a node with `_partial_`.
@@ -92,14 +92,13 @@ def signature_config(target: str, skip: Collection[str] = ()) -> dict[str, Any]:
 
     Args:
         target: import path of a class or function.
-        skip: parameters to leave out.
 
     >>> signature_config("nayer_pl.RandomCropFlip")
     {'_target_': 'nayer_pl.RandomCropFlip', 'padding': 4, 'flip': True}
     """
     node: dict[str, Any] = {"_target_": target}
     for name, parameter in inspect.signature(get_object(target)).parameters.items():
-        if parameter.default is not parameter.empty and name not in skip:
+        if parameter.default is not parameter.empty:
             try:
                 node[name] = _plain(parameter.default)
             except TypeError:

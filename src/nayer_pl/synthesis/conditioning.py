@@ -10,7 +10,7 @@ from nayer_pl.runtime.options import checked
 
 
 class NoisyLayer(nn.Module):
-    """Linear layers Z with N(0, 1) weights and zero bias, drawn anew for every synthesis round.
+    """Linear layers Z with N(0, 1) weights and zero bias, drawn for every synthesis round.
 
     NAYER's only source of randomness (section 3.3, equations 6 to 8). K-to-1: one Z serves the K
     labels of one full set, so a batch of B labels is cut into ceil(B / K) sets, each with a Z of
