@@ -21,11 +21,7 @@ class DivergenceError(NayerError, ArithmeticError):
 
 
 def import_optional(module: str) -> ModuleType:
-    """Import an optional dependency.
-
-    Raises:
-        InputError: It is missing, or does not work with this PyTorch; says what to install.
-    """
+    """Import an optional dependency; an InputError says what to install if that is impossible."""
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:  # a build for another PyTorch: RuntimeError
@@ -37,12 +33,7 @@ def import_optional(module: str) -> ModuleType:
 
 @contextmanager
 def friendly_errors(what: str, advice: str) -> Iterator[None]:
-    """Turn any error of a package or a download into an InputError of one sentence.
-
-    Args:
-        what: What failed, for example "The data set cannot be loaded".
-        advice: What to do about it.
-    """
+    """Turn any error of a package or a download into an InputError: what failed, what to do."""
     try:
         yield
     except InputError:

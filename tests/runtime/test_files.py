@@ -20,20 +20,15 @@ def test_write_durably__full_disk(tmp_path, monkeypatch):
     assert [(p.name, p.read_bytes()) for p in path.parent.iterdir()] == [("file", b"before")]
 
 
-def test_cannot_write__names_the_file(tmp_path):
-    (tmp_path / "file").write_text("")
-    for act in (
-        lambda path: files.write_durably(path, b""),
-        lambda path: files.check_folder(path),
-    ):
-        with pytest.raises(OSError, match=r"directory|exists") as error:
-            act(tmp_path / "file" / "below")
-        assert str(tmp_path / "file" / "below") in files.cannot_write(error.value)
-
-
-def test_check_folder__leaves_nothing(tmp_path):
+def test_check_folder(tmp_path):
     files.check_folder(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "below"
+    for act in (files.check_folder, lambda path: files.write_durably(path, b"")):
+        with pytest.raises(OSError, match=r"directory|exists") as error:
+            act(below)
+        assert str(below) in files.cannot_write(error.value)
 
 
 def test_remove_unfinished(tmp_path):

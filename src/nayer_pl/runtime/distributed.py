@@ -31,7 +31,7 @@ def check_strategy(trainer: Trainer) -> None:
     if not whole or isinstance(strategy, DeepSpeedStrategy | XLAStrategy):
         raise InputError(
             f"Data-free methods do not run with {type(strategy).__name__}: synthesis asks "
-            "the whole student on every rank; choose strategy=ddp."
+            'the whole student on every rank; choose Trainer(strategy="ddp").'
         )
 
 
@@ -41,9 +41,9 @@ def refuse_sync_batchnorm(trainer: Trainer, module: nn.Module) -> None:
     asked = getattr(trainer.strategy, "_layer_sync", None) is not None
     if asked or any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
         raise InputError(
-            "SyncBatchNorm (trainer.sync_batchnorm=true) would make the ranks wait for each other "
-            "inside synthesis rounds; leave it out (the student's BatchNorm statistics are "
-            "averaged anyway)."
+            "SyncBatchNorm, for which Trainer(sync_batchnorm=True) asks, would make the ranks wait "
+            "for each other inside synthesis rounds; leave it out (the student's BatchNorm "
+            "statistics are averaged anyway)."
         )
 
 
@@ -66,13 +66,9 @@ def all_reduce_batchnorm(module: nn.Module) -> None:
     """Average the running statistics of every BatchNorm over the ranks, in one exchange."""
     if not _several():
         return
-    buffers = [
-        buffer
-        for part in module.modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None
-        for buffer in (part.running_mean, part.running_var)
-        if buffer is not None
-    ]
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    statistics = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
+    buffers = [each for each in statistics if each is not None]
     if not buffers:
         return
     together = torch.cat(buffers)

@@ -1,7 +1,6 @@
 """Random streams, one for every purpose on every rank; and the number format that is fastest."""
 
 import hashlib
-from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -22,10 +21,7 @@ class Stream(IntEnum):
 def stream_seed(seed: int, number: int, purpose: Stream) -> int:
     """The seed of one stream, different for every purpose, rank and run.
 
-    Args:
-        seed: Seed of the run.
-        number: The rank; or the epoch, for an order that all ranks share.
-        purpose: Purpose of the stream.
+    `number` is the rank; or the epoch, for an order that all ranks share.
 
     >>> stream_seed(0, 0, Stream.NOISE) != stream_seed(0, 1, Stream.NOISE)
     True
@@ -61,21 +57,13 @@ def fastest_precision(accelerator: str = "auto") -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     elif accelerator in ("auto", "cpu"):
-        tell = getattr(torch.cpu, "get_capabilities", dict)  # older torch does not
-        capabilities: Mapping[str, Any] = tell()
+        # older torch does not tell
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
         native = bool(capabilities.get("amx_bf16") or (amd and capabilities.get("avx512_bf16")))
     return "bf16-mixed" if native else "32-true"
 
 
 def fused_dtype(precision: Any) -> torch.dtype | None:
-    """The dtype of the fused layers of a frozen teacher (`networks.folding`).
-
-    Args:
-        precision: `precision` of a `lightning.Trainer`.
-
-    Returns:
-        The dtype; None where layers cannot be fused.
-    """
-    known = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
-    return known.get(str(precision))
+    """The dtype of a frozen teacher's fused layers at a trainer's precision; None: not fused."""
+    return {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}.get(str(precision))

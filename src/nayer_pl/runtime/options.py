@@ -48,13 +48,7 @@ WORDS = {
 
 
 class OptionError(InputError):
-    """An option has a value that its signature does not allow.
-
-    Args:
-        name: Name of the option.
-        wanted: What it may be, as it follows "must be".
-        value: What it is.
-    """
+    """An option has a value that its signature does not allow; "name must be wanted, not value"."""
 
     def __init__(self, name: str, wanted: str, value: object) -> None:
         shown = json.dumps(value, default=str) if isinstance(value, PLAIN) else str(value)

@@ -2,7 +2,38 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from nayer_pl.runtime.numerics import fastest_precision
+from nayer_pl.runtime.numerics import Stream, fastest_precision, restore_generator, stream_seed
+
+
+def numbers(rng):
+    return torch.rand(5, generator=rng).tolist()
+
+
+def test_stream_seed__distinct():
+    questions = [(s, r, p) for s in range(20) for r in range(64) for p in Stream]
+    assert len({stream_seed(*question) for question in questions}) == len(questions)
+
+
+def test_restore_generator():
+    rng = torch.Generator().manual_seed(3)
+    numbers(rng)
+    state = rng.get_state()
+    expected, other = numbers(rng), torch.Generator()
+    restore_generator(other, state)
+    assert numbers(other) == expected
+
+
+def test_restore_generator__other_device():
+    def restored(state):
+        rng = torch.Generator().manual_seed(3)
+        restore_generator(rng, state)
+        return numbers(rng)
+
+    of_cuda = torch.arange(16, dtype=torch.uint8)  # the size of a CUDA generator's state
+    one, other = restored(of_cuda), restored(of_cuda + 1)
+    assert one == restored(of_cuda)
+    assert one != other
+    assert numbers(torch.Generator().manual_seed(3)) not in (one, other)
 
 
 @pytest.fixture
