@@ -5,14 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers: the same names as in the table below
     from nayer_pl.bank import BankOptions, MemoryBank, Plan, SyntheticDataModule
-    from nayer_pl.data import (
-        Digits,
-        FolderImages,
-        HubImages,
-        RealDataModule,
-        SteppedDataModule,
-        class_names,
-    )
+    from nayer_pl.data import Digits, FolderImages, HubImages, RealDataModule, class_names
     from nayer_pl.distillation import DataFreeDistillation, TeacherStudentModule, step_decay
     from nayer_pl.errors import DivergenceError, InputError, NayerError
     from nayer_pl.losses import (
@@ -68,7 +61,7 @@ __version__ = "0.1.0"
 # matplotlib and transformers where it finds them. A mistyped option is answered without that wait.
 PUBLIC = {
     "bank": "BankOptions MemoryBank Plan SyntheticDataModule",
-    "data": "Digits FolderImages HubImages RealDataModule SteppedDataModule class_names",
+    "data": "Digits FolderImages HubImages RealDataModule class_names",
     "distillation": "DataFreeDistillation TeacherStudentModule step_decay",
     "errors": "DivergenceError InputError NayerError",
     "losses": (

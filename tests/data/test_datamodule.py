@@ -2,11 +2,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from PIL import Image
 from torch import nn
 
-from nayer_pl import InputError, RealDataModule, SteppedDataModule
+from nayer_pl import InputError, RealDataModule
 from nayer_pl.data import ImageSet, ImageStream
 from nayer_pl.data.decoding import Decoder
 
@@ -14,7 +14,7 @@ COUNTS = {"train": 53, "evaluation": 31}
 
 
 class Numbered:
-    """Image i of a split is filled with the value i, and has label i; records what is opened."""
+    """Images filled with `start` and following values, their labels; records what is opened."""
 
     def __init__(self, start=0):
         self.start, self.opened = start, []
@@ -51,80 +51,47 @@ class Witness(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def trainer(tmp_path, **options):
-    return Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path, **options,
-    )  # fmt: skip
-
-
-def fit(data, tmp_path, epochs=3):
-    witness = Witness()
-    trainer(tmp_path, max_epochs=epochs).fit(witness, datamodule=data)
-    return witness
-
-
 def seen(batches):
     return torch.cat([labels for _, labels in batches]).tolist()
 
 
-def test_train__images_once_an_epoch(tmp_path):
-    epochs = fit(RealDataModule(Numbered(), batch_size=8), tmp_path).epochs
-    orders = [seen(batches) for batches in epochs]
+@pytest.mark.parametrize("augmentation", [None, lambda images, rng: 255 - images])
+def test_fit__images_and_labels(fit, augmentation):
+    """Training images once an epoch, in other orders; all images of the evaluation, as they are."""
+    witness, source = Witness(), Numbered(start=203)
+    data = RealDataModule(source, 8, augmentation, epochs=3, eval_batch_size=10)
+    fit(witness, data, num_sanity_val_steps=0)
+    orders = [seen(batches) for batches in witness.epochs]
     assert len(orders) == 3
-    for batches, order in zip(epochs, orders, strict=True):
+    assert orders[0] != orders[1] != orders[2]
+    for batches, order in zip(witness.epochs, orders, strict=True):
         assert [len(labels) for _, labels in batches] == [8] * 6  # 53 // 8; the rest is left out
         assert len(set(order)) == 48
-        assert set(order) <= set(range(53))
+        assert set(order) <= set(range(203, 256))
         assert order != sorted(order)
-    assert orders[0] != orders[1] != orders[2]
-
-
-def test_train__fewer_images_than_a_batch(tmp_path):
-    epochs = fit(RealDataModule(Numbered(), batch_size=1000), tmp_path, epochs=1).epochs
-    assert len(epochs[0]) == 1
-    assert sorted(seen(epochs[0])) == list(range(53))
-
-
-def test_fit__images_and_labels(tmp_path):
-    witness = fit(RealDataModule(Numbered(start=203), eval_batch_size=10), tmp_path, epochs=1)
-    for images, labels in witness.epochs[0] + witness.validations[0]:
-        assert images.dtype == torch.float32
-        expected = labels / 255
-        assert torch.equal(images, expected[:, None, None, None].expand_as(images))
-    values = torch.cat([images.flatten() for images, _ in witness.epochs[0]])
-    assert values.max() == 1
-
-
-def test_validation__complete_and_not_augmented(tmp_path):
-    data = RealDataModule(
-        Numbered(), batch_size=8, augmentation=lambda images, rng: 255 - images, eval_batch_size=10
-    )
-    witness = fit(data, tmp_path, epochs=2)
-    assert len(witness.validations) == 2
-    for batches in witness.validations:
-        assert [len(labels) for _, labels in batches] == [8, 8, 8, 7]
-        assert seen(batches) == list(range(31))
         for images, labels in batches:
-            assert torch.equal(images[:, 0, 0, 0], labels / 255)
-    for batches in witness.epochs:
-        for images, labels in batches:
-            assert torch.equal(images[:, 0, 0, 0], (255 - labels) / 255)
+            values = (labels if augmentation is None else 255 - labels) / 255
+            assert torch.equal(images, values[:, None, None, None].expand_as(images))
+    assert [seen(batches) for batches in witness.validations] == [list(range(203, 234))] * 3
+    assert [len(labels) for _, labels in witness.validations[0]] == [8, 8, 8, 7]
+    for images, labels in witness.validations[0]:
+        assert torch.equal(images[:, 0, 0, 0], labels / 255)
 
 
-def test_validate__evaluation_split_only(tmp_path):
+def test_setup__loads_each_split_once():
     source = Numbered()
-    trainer(tmp_path).validate(Witness(), datamodule=RealDataModule(source), verbose=False)
+    data = RealDataModule(source)
+    data.setup("validate")
     assert source.opened == ["evaluation"]
+    for _ in range(2):
+        data.setup("fit")
+    assert source.opened == ["evaluation", "train"]
 
 
-def test_setup__loads_each_split_once(tmp_path):
-    source = Numbered()
-    data = RealDataModule(source, epochs=7)
-    fit(data, tmp_path, epochs=2)
-    fit(data, tmp_path, epochs=1)
-    assert sorted(source.opened) == ["evaluation", "train"]
-    assert data.max_epochs == 7
+def test_train__fewer_images_than_a_batch():
+    batches = list(on_rank(0, 1, batch_size=1000).train_dataloader())
+    assert len(batches) == 1
+    assert sorted(seen(batches)) == list(range(53))
 
 
 def on_rank(rank, world, epoch=0, **options):
@@ -152,30 +119,23 @@ def test_ranks__evaluate_every_image_once():
 
 
 def test_transfer__pinned_for_a_gpu(monkeypatch):
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: ("pinned", self))
     data, batch = on_rank(0, 1), [torch.zeros(2), torch.zeros(2)]
-    for device, expected in (("cpu", []), ("cuda", batch)):
+    for device, expected in (("cpu", batch), ("cuda", [("pinned", part) for part in batch])):
         data.trainer.strategy = SimpleNamespace(root_device=torch.device(device))
-        sent = data.on_before_batch_transfer(batch, 0)
-        assert [id(part) for part in sent] == [id(part) for part in batch]
-        assert [id(part) for part in pinned] == [id(part) for part in expected]
+        assert data.on_before_batch_transfer(batch, 0) == expected
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_augmentation__own_stream(seed):
-    module = RealDataModule(Numbered(), 8, augmentation=lambda images, rng: images, seed=seed)
-    module.setup("fit")
-    crops = module._random(torch.device("cpu")).initial_seed()
+def test_augmentation__own_stream():
+    data = on_rank(0, 1, batch_size=8)
+    crops = data._random(torch.device("cpu")).initial_seed()
     same = torch.randperm(COUNTS["train"], generator=torch.Generator().manual_seed(crops))
-    first = torch.cat(module.train_dataloader().indices())
-    assert first.tolist() != same[: len(first)].tolist()
+    assert seen(data.train_dataloader()) != same[:48].tolist()
 
 
-@pytest.mark.parametrize(("batch", "world", "near"), [(128, 3, "126 or 129"), (2, 3, "choose 3")])
-def test_ranks__indivisible_batch(batch, world, near):
-    with pytest.raises(InputError, match=rf"batch_size={batch} .*{world} proc.*{near}"):
-        on_rank(0, world, batch_size=batch)
+def test_ranks__indivisible_batch():
+    with pytest.raises(InputError, match=r"batch_size=128 .*3 proc.*126 or 129"):
+        on_rank(0, 3, batch_size=128)
 
 
 def test_setup__checks_labels():
@@ -186,50 +146,35 @@ def test_setup__checks_labels():
         data.setup("validate")
 
 
-class OnDisk(Numbered):
-    """The same, as PNG files; file 20 of the training split is damaged."""
-
-    def __init__(self, folder, corrupt):
-        super().__init__()
-        self.folder, self.corrupt = folder, corrupt
-
-    def load(self, split):
-        images, labels = super().load(split)
-        files = [self.folder / f"{split}{i}.png" for i in range(len(labels))]
+def test_fit__skips_a_damaged_file(fit, tmp_path, caplog):
+    def load(split):
+        images, labels = Numbered().load(split)
+        files = [tmp_path / f"{split}{i}.png" for i in range(len(labels))]
         for file, image in zip(files, images, strict=True):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
         if split == "train":
             files[20].write_bytes(files[20].read_bytes()[:45])
         encoded = [(file.name, str(file)) for file in files]
-        return ImageStream(encoded, labels, Decoder((3, 4, 4)), self.corrupt, workers=2)
+        return ImageStream(encoded, labels, Decoder((3, 4, 4)), "skip", workers=2)
 
-
-def test_fit__skips_a_damaged_file(tmp_path, caplog):
-    data = RealDataModule(OnDisk(tmp_path, "skip"), batch_size=53, eval_batch_size=10)
-    witness = fit(data, tmp_path, epochs=2)
+    witness = Witness()
+    data = RealDataModule(SimpleNamespace(load=load), batch_size=53, epochs=2)
+    fit(witness, data, num_sanity_val_steps=0)
     for batches in witness.epochs:
         assert sorted(seen(batches)) == [i for i in range(53) if i != 20]
-        for images, labels in batches:
-            assert torch.equal(images[:, 0, 0, 0], labels / 255)
-    assert seen(witness.validations[0]) == list(range(31))
     assert caplog.text.count("train20.png") == 1
     assert caplog.text.count("1 of 53 images are left out") == 1
 
 
-def test_fit__stops_at_a_damaged_file(tmp_path):
-    with pytest.raises(InputError, match=r"^This image cannot be read: train20.png"):
-        fit(RealDataModule(OnDisk(tmp_path, "stop"), batch_size=8), tmp_path)
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 0), ("epochs", 0), ("augmentation", 1), ("steps", 0)]
+)
+def test_options__out_of_range(name, value):
+    with pytest.raises(InputError, match=f"^{name} must be"):
+        RealDataModule(Numbered(), **{name: value})
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"epochs": 0}, {"augmentation": 1}])
-def test_options__out_of_range(options):
-    for kind, more in ((RealDataModule, {}), (SteppedDataModule, {"steps": 3})):
-        with pytest.raises(InputError, match=f"^{next(iter(options))} must be"):
-            kind(Numbered(), **more, **options)
-
-
-def test_stepped__as_many_updates_as_given():
-    data = SteppedDataModule(Numbered(), steps=9, batch_size=5, epochs=2)
-    data.setup("fit")
+def test_steps__as_many_updates_as_given():
+    data = on_rank(0, 1, steps=9, batch_size=10)
     assert len(list(data.train_dataloader())) == len(data.train_dataloader()) == 9
     assert seen(data.val_dataloader()) == list(range(31))

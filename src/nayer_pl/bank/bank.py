@@ -101,11 +101,11 @@ class MemoryBank:
                 f"The bank holds images of shape {self.image_shape}, one label each; given images "
                 f"{tuple(images.shape)} and labels {tuple(labels.shape)}."
             )
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise InputError(f"The bank takes uint8 or floats in [0, 1], not {images.dtype}.")
-        if images.dtype != torch.uint8:
+        if images.is_floating_point():
             images = images.mul(255).round_().clamp_(0, 255)
             images = images.to(torch.int16).to(torch.uint8)  # the direct way is slower on a CPU
+        elif images.dtype != torch.uint8:
+            raise InputError(f"The bank takes uint8 or floats in [0, 1], not {images.dtype}.")
         self.num_added += len(images)
         images, labels = images[-self.capacity :].permute(0, 2, 3, 1), labels[-self.capacity :]
         first = (self.num_added - len(images)) % self.capacity
@@ -145,8 +145,8 @@ class MemoryBank:
     def save(self, path: str | Path) -> None:
         """Write images and labels to a `.safetensors` file, oldest first."""
         order = self.oldest_first()
-        content = {"images": self.images[order].contiguous(), "labels": self.labels[order]}
-        save_file({name: tensor.cpu() for name, tensor in content.items()}, path)
+        images, labels = self.images[order].contiguous(), self.labels[order]
+        save_file({"images": images.cpu(), "labels": labels.cpu()}, path)
 
 
 class HoldoutLoader:
@@ -173,27 +173,17 @@ def read_bank(path: str | Path) -> tuple[Tensor, Tensor]:
         InputError: there is no bank, or it is damaged.
     """
     files = sorted(Path(path).glob("bank-*.safetensors")) if Path(path).is_dir() else [Path(path)]
-    if not files or not files[0].is_file():
-        raise InputError(
-            f"'{path}' is not a saved memory bank: there is no such file, nor a run's folder with "
-            "files of a bank."
-        )
     try:
+        if not files or not files[0].is_file():
+            raise FileNotFoundError("no such file, nor a run's folder with files of a bank")
         contents = [load_file(file) for file in files]
         images, labels = (torch.cat([c[name] for c in contents]) for name in ("images", "labels"))
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        kinds = (images.dtype, images.ndim, labels.dtype, tuple(labels.shape))
+        if kinds != (torch.uint8, 4, torch.int64, (len(images),)):
+            raise TypeError("not images uint8 [N, C, H, W] and labels int64 [N]")
+    except (OSError, SafetensorError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(
             f"'{path}' is not a saved memory bank, or damaged ({error}); give a file that "
-            "MemoryBank.save wrote."
+            "MemoryBank.save wrote, or the folder 'bank' of a run."
         ) from error
-    kinds = (images.dtype, images.ndim, labels.dtype, tuple(labels.shape))
-    if kinds != (torch.uint8, 4, torch.int64, (len(images),)):
-        raise InputError(
-            f"'{path}' is not a saved memory bank: it holds images {_kind(images)} and labels "
-            f"{_kind(labels)}, not uint8 [N, C, H, W] and int64 [N]."
-        )
     return images, labels
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -13,10 +13,10 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from nayer_pl.bank.bank import HoldoutLoader, MemoryBank, read_bank
-from nayer_pl.bank.epoch import EpochPlan, seek_epoch
+from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.bank.files import BankFiles
 from nayer_pl.bank.placement import BankOptions, allocate
-from nayer_pl.bank.plan import DistillationBatch, Plan, RankShard, WorkItem
+from nayer_pl.bank.plan import DistillationBatch, Plan, RankShard, SynthesisRound, WorkItem
 from nayer_pl.data.batches import Batches, Images, ImageSource, open_split, pinned_for
 from nayer_pl.errors import InputError
 from nayer_pl.runtime import distributed
@@ -54,6 +54,10 @@ class SyntheticDataModule(LightningDataModule):
         (3, False)
     """
 
+    max_epochs: int
+    """Epochs of the whole plan."""
+    has_real_images: bool
+    """Whether the student is evaluated on real images."""
     bank: MemoryBank
     holdout: MemoryBank | None
     shard: RankShard
@@ -83,18 +87,9 @@ class SyntheticDataModule(LightningDataModule):
         self.source = source if evaluation else None
         self.augmentation, self.bank_options = augmentation, bank or BankOptions()
         self.holdout_share, self.eval_batch_size, self.seed = holdout, eval_batch_size, seed
+        self.max_epochs, self.has_real_images = plan.max_epochs, self.source is not None
         self.shard, self.holdout = RankShard(), None
         self._real: Images | None = None
-
-    @property
-    def max_epochs(self) -> int:
-        """Epochs of the whole plan."""
-        return self.plan.max_epochs
-
-    @property
-    def has_real_images(self) -> bool:
-        """Whether the student is evaluated on real images."""
-        return self.source is not None
 
     def setup(self, stage: str) -> None:
         """Open the evaluation split, and start with an empty bank or the one in `bank.initial`."""
@@ -107,7 +102,9 @@ class SyntheticDataModule(LightningDataModule):
         assert self.trainer is not None
         # Warm-up and distillation epochs differ in length, so the trainer must ask every time.
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
-        images, labels = self._initial_images()
+        images, labels = torch.empty(0, *self.image_shape), torch.empty(0, dtype=torch.int64)
+        if self.bank_options.initial:
+            images, labels = read_bank(self.bank_options.initial)
         self.shard.check(self.plan, len(images))
         own, total = self.shard.slice(len(images)), self.bank_options.capacity
         planned = len(images[own]) + self.shard.capacity(self.plan)
@@ -115,10 +112,8 @@ class SyntheticDataModule(LightningDataModule):
         self.bank.add(images[own], labels[own])
         self._start_streams()
         if not self.has_real_images:
-            capacity = max(1, round(self.bank.capacity * self.holdout_share))
-            self.holdout = self._new_bank(capacity)
-        folder = Path(self.trainer.default_root_dir) / "bank"
-        rank = self.shard.rank
+            self.holdout = self._new_bank(max(1, round(self.bank.capacity * self.holdout_share)))
+        folder, rank = Path(self.trainer.default_root_dir) / "bank", self.shard.rank
         self._files = {name: BankFiles(folder, f"{name}-{rank}") for name in self._banks()}
 
     def _start_streams(self) -> None:
@@ -131,11 +126,6 @@ class SyntheticDataModule(LightningDataModule):
     def _banks(self) -> dict[str, MemoryBank]:
         banks = {"bank": self.bank, "holdout": self.holdout}
         return {name: bank for name, bank in banks.items() if bank is not None}
-
-    def _initial_images(self) -> tuple[Tensor, Tensor]:
-        if self.bank_options.initial:
-            return read_bank(self.bank_options.initial)
-        return torch.empty((0, *self.image_shape)), torch.empty(0, dtype=torch.int64)
 
     def _new_bank(self, capacity: int) -> MemoryBank:
         assert self.trainer is not None
@@ -208,8 +198,18 @@ class SyntheticDataModule(LightningDataModule):
         )  # fmt: skip
 
     def seek_epoch(self, loop: Mapping[str, Any]) -> None:
-        """See `epoch.seek_epoch`."""
-        seek_epoch(loop, self._epoch_plan)
+        """Correct the position in the epoch in the saved state of a trainer's fit loop.
+
+        The trainer counts items, of which there are more or fewer with another number of ranks.
+        """
+        done, epoch = loop["state_dict"].get("combined_loader"), loop["epoch_progress"]["current"]
+        if not done or epoch["processed"] == epoch["started"]:
+            return  # between two epochs
+        items = self._epoch_plan(epoch["processed"])
+        items.load_state_dict(done[0])
+        place = loop["epoch_loop.batch_progress"]["current"]
+        moved = items.position() - place["ready"]
+        place.update({name: count + moved for name, count in place.items()})
 
     def val_dataloader(self) -> "Batches | HoldoutLoader | list[Batches]":
         """Images to evaluate the student on after an epoch; none after a warm-up epoch."""
@@ -233,18 +233,17 @@ class SyntheticDataModule(LightningDataModule):
     ) -> WorkItem | list[Tensor]:
         """Pin images on the host for the transfer to a GPU."""
         assert self.trainer is not None
-        device = self.trainer.strategy.root_device
-        if isinstance(batch, DistillationBatch):
-            return DistillationBatch(*pinned_for(device, batch))
-        return pinned_for(device, batch) if isinstance(batch, list) else batch
+        if isinstance(batch, SynthesisRound):
+            return batch
+        pinned = pinned_for(self.trainer.strategy.root_device, batch)
+        return DistillationBatch(*pinned) if isinstance(batch, DistillationBatch) else pinned
 
     def on_after_batch_transfer(
         self, batch: WorkItem | list[Tensor], _: int
     ) -> WorkItem | tuple[Tensor, Tensor]:
         """Convert uint8 images to floats in [0, 1], on the device."""
-        if isinstance(batch, DistillationBatch):
-            return batch._replace(images=batch.images.to(torch.float32).div_(255))
-        if isinstance(batch, list):
-            images, labels = batch
-            return images.to(torch.float32).div_(255), labels
-        return batch
+        if isinstance(batch, SynthesisRound):
+            return batch
+        images, labels = batch[0].to(torch.float32).div_(255), batch[1]
+        banked = isinstance(batch, DistillationBatch)
+        return DistillationBatch(images, labels) if banked else (images, labels)

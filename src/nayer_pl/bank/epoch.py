@@ -1,7 +1,7 @@
 """The work of one epoch: target labels -> rounds -> batches from the bank."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from nayer_pl.bank.bank import MemoryBank
 from nayer_pl.bank.plan import DistillationBatch, Plan, RankShard, SynthesisRound, WorkItem
 
 
+@dataclass(eq=False)
 class EpochPlan:
     """The rounds and batches of one epoch, in order; each is made when the trainer asks for it.
 
@@ -18,32 +19,19 @@ class EpochPlan:
 
     The state counts what all ranks together have done of the epoch, so that a run can resume in the
     middle of it with another number of ranks.
-
-    Args:
-        plan: of the run.
-        epoch: number of the epoch, from 0.
-        num_classes: number of classes; a round's targets are labels below it.
-        bank: what distillation batches are sampled from.
-        shard: this rank's part of the plan; None for all of it.
-        label_rng: random stream of the targets, on the CPU.
-        rng: random stream of the samples and their augmentation, on the bank's device.
-        augmentation: applied to the sampled images, called with `rng`; None for none.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        epoch: int,
-        num_classes: int,
-        bank: MemoryBank,
-        shard: RankShard | None = None,
-        label_rng: torch.Generator | None = None,
-        rng: torch.Generator | None = None,
-        augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-    ) -> None:
-        self.plan, self.num_classes, self.bank = plan, num_classes, bank
-        self.shard = shard or RankShard()
-        self.label_rng, self.rng, self.augmentation = label_rng, rng, augmentation
+    plan: Plan
+    epoch: int
+    num_classes: int
+    bank: MemoryBank
+    shard: RankShard = field(default_factory=RankShard)
+    label_rng: torch.Generator | None = None  # of the targets, on the CPU
+    rng: torch.Generator | None = None  # of the samples and their augmentation, where the bank is
+    augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        plan, epoch = self.plan, self.epoch
         self.warm_up = plan.is_warm_up(epoch)
         self.rounds, self.rounds_before = plan.rounds_in(epoch), plan.rounds_before(epoch)
         self.kd_steps = 0 if self.warm_up else plan.kd_steps
@@ -64,11 +52,9 @@ class EpochPlan:
                 done["rounds"] += made
                 yield SynthesisRound(targets, self.warm_up)
             else:
-                batch = DistillationBatch(
-                    *self.bank.sample(batch_size, self.rng, self.augmentation)
-                )
+                images, labels = self.bank.sample(batch_size, self.rng, self.augmentation)
                 done["steps"] += 1
-                yield batch
+                yield DistillationBatch(images, labels)
 
     def _is_round_next(self, rounds: int, steps: int) -> bool:
         if rounds == self.rounds or not self.plan.interleaved:
@@ -108,22 +94,3 @@ def round_targets(num_classes: int, round_size: int, rng: torch.Generator | None
     sets = -(-round_size // num_classes)
     order = torch.rand(sets, num_classes, generator=rng).argsort(dim=1)
     return order.flatten()[:round_size]
-
-
-def seek_epoch(loop: Mapping[str, Any], epoch_plan: Callable[[int], EpochPlan]) -> None:
-    """Correct the position of a fit loop that resumes in the middle of an epoch.
-
-    The trainer counts items, of which there are more or fewer with another number of ranks.
-
-    Args:
-        loop: saved state of the trainer's fit loop; its position in the epoch is changed.
-        epoch_plan: makes the plan of an epoch for the present number of ranks.
-    """
-    done, epoch = loop["state_dict"].get("combined_loader"), loop["epoch_progress"]["current"]
-    if not done or epoch["processed"] == epoch["started"]:
-        return
-    items = epoch_plan(epoch["processed"])
-    items.load_state_dict(done[0])
-    place = loop["epoch_loop.batch_progress"]["current"]
-    moved = items.position() - place["ready"]
-    place.update({name: count + moved for name, count in place.items()})

@@ -25,21 +25,8 @@ class BankFiles:
     """The files of one bank; each holds the images that were added since the file before it.
 
     A file's name contains its checksum, so a file is never replaced by other content, checkpoints
-    of different age share files, and several runs may share a folder.
-
-    Args:
-        folder: folder of the files; it is made if it is missing.
-        name: prefix of their names.
-
-    Example:
-        >>> import tempfile
-        >>> bank, copy = MemoryBank(4, (1, 2, 2)), MemoryBank(4, (1, 2, 2))
-        >>> bank.add(torch.rand(3, 1, 2, 2), torch.arange(3))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     state = BankFiles(folder, "bank-0").save(bank)
-        ...     BankFiles(folder, "bank-0").load(copy, state)
-        >>> copy.labels.tolist()
-        [0, 1, 2]
+    of different age share files, and several runs may share a folder. The folder is made if it is
+    missing; `name` is the prefix of the files' names.
     """
 
     def __init__(self, folder: str | Path, name: str) -> None:
@@ -49,8 +36,7 @@ class BankFiles:
     def save(self, bank: MemoryBank) -> dict[str, Any]:
         """Write the images that were added to `bank` since the last call; called on all ranks.
 
-        Returns:
-            The state that `load` needs, plain values: the files that hold the present images.
+        Returns the state that `load` needs, plain values: the files that hold the present images.
 
         Raises:
             OSError: a rank cannot write its files; raised on all ranks, because they save
@@ -64,11 +50,8 @@ class BankFiles:
         failure = first_error(failure)
         if failure is not None:
             raise OSError(failure)
-        return {
-            "added": bank.num_added,
-            "images": len(bank),
-            "files": [dict(r) for r in self.records],
-        }
+        files = [dict(record) for record in self.records]
+        return {"added": bank.num_added, "images": len(bank), "files": files}
 
     def _write_new(self, bank: MemoryBank) -> None:
         oldest = bank.num_added - len(bank)
@@ -88,11 +71,7 @@ class BankFiles:
         return {"file": path.name, "sha256": checksum, "first": start, "images": end - start}
 
     def load(self, bank: MemoryBank, state: Mapping[str, Any]) -> None:
-        """Fill `bank` with the images of a saved state, each in its old place.
-
-        Raises:
-            InputError: a file is missing or damaged, or holds images of another shape.
-        """
+        """Fill `bank` with the images of a saved state, each in its old place."""
         self.records = [dict(record) for record in state["files"]]
         bank.num_added = state["added"] - state["images"]
         for images, labels in self.read(state):
@@ -101,18 +80,10 @@ class BankFiles:
     def reshard(
         self, bank: MemoryBank, states: Sequence[Mapping[str, Any]], rank: int, world_size: int
     ) -> None:
-        """Fill `bank` with one rank's part of the images of all former ranks.
+        """Fill an empty `bank`, large enough, with one rank's part of all former ranks' images.
 
-        The next `save` writes them into files of this rank.
-
-        Args:
-            bank: an empty bank that is large enough.
-            states: the states that `save` returned on the former ranks.
-            rank: this rank.
-            world_size: the present number of ranks.
-
-        Raises:
-            InputError: a file is missing or damaged.
+        `states` are those that `save` returned on the former ranks. The next `save` writes the
+        images into files of this rank.
         """
         dealt = 0
         for state in states:
@@ -122,11 +93,7 @@ class BankFiles:
                 dealt += len(labels)
 
     def read(self, state: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels of a saved state, oldest first, one file at a time.
-
-        Raises:
-            InputError: a file is missing or damaged.
-        """
+        """Images and labels of a saved state, oldest first, one file at a time."""
         oldest = state["added"] - state["images"]
         for record in state["files"]:
             content = load(read_verified(self.folder, record))
@@ -134,13 +101,9 @@ class BankFiles:
             yield content["images"][skip:], content["labels"][skip:]
 
 
-def read_verified(folder: str | Path, record: Mapping[str, Any]) -> bytes:
-    """The content of a file, compared with its checksum.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    path = Path(folder) / record["file"]
+def read_verified(folder: Path, record: Mapping[str, Any]) -> bytes:
+    """The content of a file; an InputError if it is missing, or its checksum is wrong."""
+    path = folder / record["file"]
     try:
         content = path.read_bytes()
     except OSError as error:

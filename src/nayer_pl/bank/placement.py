@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from nayer_pl.errors import InputError
-from nayer_pl.runtime.options import check_fields, checked
+from nayer_pl.runtime.options import check_fields
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,6 @@ class BankOptions:
         check_fields(self)
 
 
-@checked
 def allocate(
     shape: Sequence[int],
     device: torch.device,
@@ -64,17 +64,11 @@ def allocate(
 ) -> Tensor:
     """Memory for a bank of `shape[0]` images, not initialized: uint8 [*shape].
 
-    It goes to the first of these places that it fits into: half of the device's free memory, half
-    of the host's (pinned if the device is a GPU), a file in `directory`. A warning is logged if
-    that is not the requested place. The file loses its name as soon as it is open, so it is deleted
-    when the process ends, in whatever way. (On Windows it stays: open files keep their names.)
-
-    Args:
-        shape: the number of images first.
-        device: device of the trainer.
-        place: "cpu", "cuda" or "disk", the first place to try; None for `device`.
-        directory: folder of the file.
-        processes: number of processes on this machine, each with a bank of this size.
+    It goes to the first of these places that it fits into, beginning with `place`: half of the
+    device's free memory (None), half of the host's (pinned if the device is a GPU), a file in
+    `directory`. A warning is logged if that is not the requested place. The file loses its name as
+    soon as it is open, so it is deleted when the process ends, in whatever way. (On Windows it
+    stays: open files keep their names.) On this machine, `processes` each take as much.
 
     Raises:
         InputError: there is no such place, or not enough room on the disk either.
@@ -96,7 +90,8 @@ def allocate(
             _warn_if_moved(shape, "host memory", full)
             return torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
         full.append(f"host memory ({free / 1e9:,.2f} GB are free)")
-    free = _disk_free(Path(directory))
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
     room = int(DISK_SHARE * free) // math.prod(shape[1:])
     if processes * shape[0] > room:
         full.append(f"the disk of '{directory}' ({free / 1e9:,.2f} GB are free)")
@@ -127,9 +122,8 @@ def free_host_memory() -> int:
     """Bytes that this process can take without swapping, and within its container's limit."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():  # Linux; the count includes caches that the kernel can drop
-        lines = (line.partition(":") for line in meminfo.read_text().splitlines())
-        available = {name: rest for name, _, rest in lines}["MemAvailable"]
-        return min(int(available.removesuffix("kB")) * 1024, _container_free())
+        (kilobytes,) = re.findall(r"^MemAvailable: *(\d+) kB", meminfo.read_text(), re.MULTILINE)
+        return min(int(kilobytes) * 1024, _container_free())
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return sys.maxsize  # unknown
@@ -139,8 +133,7 @@ def _container_free(
     own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
 ) -> int:
     """Bytes left under the limits of Linux control groups, version 2 (containers, batch jobs)."""
-    names = [line[4:] for line in own.read_text().splitlines() if line.startswith("0::/")]
-    folders = [groups / name for name in names]
+    folders = [groups / name for name in re.findall(r"^0::/(.*)", own.read_text(), re.MULTILINE)]
     found = [_group_free(part) for folder in folders for part in (folder, *folder.parents)]
     return min(found, default=sys.maxsize)
 
@@ -149,15 +142,9 @@ def _group_free(group: Path) -> int:
     limit, current, stat = (group / f"memory.{name}" for name in ("max", "current", "stat"))
     if not limit.exists() or limit.read_text().strip() == "max":
         return sys.maxsize
-    used = int(current.read_text())
-    caches = [line for line in stat.read_text().splitlines() if line.startswith("inactive_file ")]
-    used -= sum(int(line.split()[1]) for line in caches)  # cached files, which can be dropped
+    caches = re.findall(r"^inactive_file (\d+)", stat.read_text(), re.MULTILINE)
+    used = int(current.read_text()) - sum(map(int, caches))  # cached files can be dropped
     return max(0, int(limit.read_text()) - used)
-
-
-def _disk_free(directory: Path) -> int:
-    directory.mkdir(parents=True, exist_ok=True)
-    return shutil.disk_usage(directory).free
 
 
 def _mapped_file(shape: Sequence[int], directory: Path) -> Tensor:

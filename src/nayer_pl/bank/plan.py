@@ -80,11 +80,9 @@ class Plan:
             raise InputError("Warm-up epochs without rounds: set warmup_epochs=0 instead.")
 
     def check_run(self, max_epochs: int, round_limit: int | None = None) -> None:
-        """Raise an InputError unless a run can follow this plan.
+        """Raise an InputError unless a trainer of so many epochs can follow this plan.
 
-        Args:
-            max_epochs: Epochs of its trainer.
-            round_limit: Most images in a round of its method; None for no limit.
+        `round_limit` is the most images in a round of its method; None for no limit.
         """
         if not 0 < max_epochs <= self.max_epochs:
             raise InputError(
@@ -150,9 +148,7 @@ class RankShard:
     def check(self, plan: Plan, banked: int = 0) -> None:
         """Raise an InputError if the plan cannot be split among the ranks.
 
-        Args:
-            plan: of all ranks together.
-            banked: images that the banks of all ranks together start with.
+        `banked` is the number of images that all their banks together start with.
         """
         ranks = self.world_size
         check_batch_size(plan.batch_size, ranks)

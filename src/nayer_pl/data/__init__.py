@@ -1,7 +1,7 @@
 """Real images, for evaluation and for training a teacher."""
 
 from nayer_pl.data.batches import Batches, Images, ImageSet, ImageSource, open_split
-from nayer_pl.data.datamodule import RealDataModule, SteppedDataModule
+from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.data.decoding import ImageStream
 from nayer_pl.data.folder import FolderImages
 from nayer_pl.data.hub import HubImages
@@ -17,7 +17,6 @@ __all__ = [
     "ImageStream",
     "Images",
     "RealDataModule",
-    "SteppedDataModule",
     "class_names",
     "open_split",
 ]

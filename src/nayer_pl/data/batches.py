@@ -21,19 +21,16 @@ class Images(Protocol):
     @property
     def labels(self) -> Tensor:
         """int64 [N], known without decoding an image."""
-        ...
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W) of every image."""
-        ...
 
     def read(self, batches: Sequence[Tensor], key: str = "") -> Iterator[list[Tensor]]:
         """Yield [images uint8 [B, C, H, W], labels int64 [B]] for each tensor of indices.
 
         A random crop depends on `key` and the index of its image alone.
         """
-        ...
 
 
 class ImageSet(NamedTuple):
@@ -66,11 +63,9 @@ class ImageSource(Protocol):
 
     def load(self, split: Split) -> Images:
         """Open one split."""
-        ...
 
     def class_names(self) -> list[str]:
         """The data set's own names of its classes, in the order of the labels."""
-        ...
 
 
 def open_split(
@@ -124,11 +119,14 @@ def open_split(
 
 
 class Batches:
-    """One pass over a split, in batches [images uint8 [B, C, H, W], labels int64 [B]].
+    """An epoch of a split, in batches [images uint8 [B, C, H, W], labels int64 [B]].
 
     In order, every image belongs to one batch of one rank. Shuffled, the ranks split the same
     random order, and images that do not fill a batch on every rank are left out. All ranks have
     equally many batches, because they wait for each other after every batch.
+
+    Epoch e of a fixed number of `steps` is batches e * steps and following of endless passes, so
+    images are used about equally often, wherever the epochs cut the passes.
 
     This is not a DataLoader on purpose: a trainer would replace its sampler.
 
@@ -140,6 +138,7 @@ class Batches:
         epoch: number of the epoch; each has its own order and crops.
         rank: this process.
         world_size: number of processes.
+        steps: batches in an epoch; None for one pass.
 
     Raises:
         InputError: there are too few images to give every rank a batch.
@@ -160,15 +159,17 @@ class Batches:
         epoch: NonNegativeInt = 0,
         rank: NonNegativeInt = 0,
         world_size: PositiveInt = 1,
+        steps: PositiveInt | None = None,
     ) -> None:
         count = len(images.labels)
         self.images, self.batch_size, self.shuffle = images, batch_size, shuffle
         self.seed, self.epoch, self.rank, self.world_size = seed, epoch, rank, world_size
         # In order no batch is empty, even if two batches of one image become one batch of two.
         ordered = min(-(-count // (batch_size * world_size)), count // world_size)
-        self.length = count // (batch_size * world_size) if shuffle else ordered
+        self.per_pass = count // (batch_size * world_size) if shuffle else ordered
+        self.length = steps or self.per_pass
         self._start = self._done = 0
-        if not self.length:
+        if not self.per_pass:
             size = f"full batches of {batch_size}" if shuffle else "images"
             raise InputError(
                 f"The data set has {count} images, too few to give {world_size} processes {size}; "
@@ -195,40 +196,18 @@ class Batches:
 
     def indices(self) -> tuple[Tensor, ...]:
         """Indices of the images of each batch of this rank."""
-        count, world_size = len(self.images.labels), self.world_size
-        if not self.shuffle:
-            every = torch.arange(count).tensor_split(world_size * self.length)
-            return every[self.rank :: world_size]
-        rng = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch, Stream.ORDER))
-        order = torch.randperm(count, generator=rng)
-        full = order[: self.length * world_size * self.batch_size]
-        return full.view(self.length, world_size, self.batch_size)[:, self.rank].unbind()
-
-
-class StepBatches(Batches):
-    """Endless shuffled passes over a split, of which epoch e is batches e * steps and following.
-
-    Every pass has its own random order, and images are used about equally often, wherever the
-    epochs cut the passes.
-
-    Args:
-        first: a shuffled pass, from which images, batch size, seed, epoch and rank are taken.
-        steps: batches in an epoch.
-    """
-
-    def __init__(self, first: Batches, steps: int) -> None:
-        super().__init__(*_settings(first, first.epoch))
-        self.per_pass, self.length = self.length, steps
-
-    def indices(self) -> tuple[Tensor, ...]:
-        """Indices of the images of each batch of this rank."""
         begin, skip = divmod(self.epoch * self.length, self.per_pass)
-        passes = (Batches(*_settings(self, number)).indices() for number in count(begin))
-        return tuple(islice(chain.from_iterable(passes), skip, skip + self.length))
+        batches = chain.from_iterable(map(self._pass, count(begin)))
+        return tuple(islice(batches, skip, skip + self.length))
 
-
-def _settings(of: Batches, epoch: int) -> tuple[Images, int, bool, int, int, int, int]:
-    return of.images, of.batch_size, True, of.seed, epoch, of.rank, of.world_size
+    def _pass(self, number: int) -> tuple[Tensor, ...]:
+        images, world_size = len(self.images.labels), self.world_size
+        if not self.shuffle:
+            every = torch.arange(images).tensor_split(world_size * self.per_pass)
+            return every[self.rank :: world_size]
+        rng = torch.Generator().manual_seed(stream_seed(self.seed, number, Stream.ORDER))
+        full = torch.randperm(images, generator=rng)[: self.per_pass * world_size * self.batch_size]
+        return full.view(self.per_pass, world_size, self.batch_size)[:, self.rank].unbind()
 
 
 def pinned_for(device: torch.device, tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -8,15 +8,7 @@ from lightning import LightningDataModule
 from pydantic import PositiveInt
 from torch import Tensor
 
-from nayer_pl.data.batches import (
-    Batches,
-    Images,
-    ImageSource,
-    Split,
-    StepBatches,
-    open_split,
-    pinned_for,
-)
+from nayer_pl.data.batches import Batches, Images, ImageSource, Split, open_split, pinned_for
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.numerics import Stream, restore_generator, stream_seed
 from nayer_pl.runtime.options import checked
@@ -35,6 +27,8 @@ class RealDataModule(LightningDataModule):
         num_classes: number of classes that the labels must fit; None does not check them.
         seed: seed of the order of the training images and of their augmentation.
         image_shape: (C, H, W) that the images must have; None does not check them.
+        steps: batches in an epoch, as many as a data-free run has, whatever the size of the data
+            set; None for one pass.
 
     Raises:
         InputError: an option is out of its range.
@@ -60,14 +54,14 @@ class RealDataModule(LightningDataModule):
         num_classes: PositiveInt | None = None,
         seed: int = 0,
         image_shape: Sequence[PositiveInt] | None = None,
+        steps: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
-        self.augmentation, self.max_epochs = augmentation, epochs
+        self.augmentation, self.max_epochs, self.steps = augmentation, epochs, steps
         self.num_classes, self.seed, self._expected_shape = num_classes, seed, image_shape
         self._rng: torch.Generator | None = None
-        self._train: Images | None = None
-        self._evaluation: Images | None = None
+        self._open: dict[Split, Images] = {}
 
     def setup(self, stage: str) -> None:
         """Open the splits that this stage needs, once.
@@ -75,18 +69,17 @@ class RealDataModule(LightningDataModule):
         Raises:
             InputError: the batch cannot be split among the ranks, or a split cannot be used.
         """
+        needed: list[Split] = ["evaluation"]
         if stage == "fit":
+            needed = ["train", "evaluation"]
             distributed.check_batch_size(self.batch_size, self._rank()[1])
             if self.trainer is not None:
                 # Every epoch has its own order, so the trainer must ask for it every time.
                 self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
-            if self._train is None:
-                self._train = self._open("train")
-        if self._evaluation is None:
-            self._evaluation = self._open("evaluation")
-
-    def _open(self, split: Split) -> Images:
-        return open_split(self.source, split, self.num_classes, self._expected_shape)
+        for split in needed:
+            if split not in self._open:
+                images = open_split(self.source, split, self.num_classes, self._expected_shape)
+                self._open[split] = images
 
     def _rank(self) -> tuple[int, int]:
         """This process and the number of processes."""
@@ -96,26 +89,21 @@ class RealDataModule(LightningDataModule):
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W) of the images, once they are open."""
-        assert self._evaluation is not None
-        return self._evaluation.image_shape
+        return self._open["evaluation"].image_shape
 
     def train_dataloader(self) -> Batches:
-        """Shuffled batches of this epoch, the incomplete last one dropped."""
-        assert self._train is not None
-        rank, world = self._rank()
-        batch_size = max(1, min(self.batch_size, len(self._train.labels)) // world)
+        """Shuffled batches of this epoch, the incomplete last one of a pass dropped."""
+        images, (rank, world) = self._open["train"], self._rank()
+        batch_size = max(1, min(self.batch_size, len(images.labels)) // world)
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        return Batches(self._train, batch_size, True, self.seed, epoch, rank, world)
+        return Batches(images, batch_size, True, self.seed, epoch, rank, world, self.steps)
 
     def evaluation_batches(self) -> Batches:
-        """The images that a network is evaluated on."""
-        return self.val_dataloader()
-
-    def val_dataloader(self) -> Batches:
         """The evaluation split in order."""
-        assert self._evaluation is not None
-        rank, world = self._rank()
-        return Batches(self._evaluation, self.eval_batch_size, rank=rank, world_size=world)
+        images, (rank, world) = self._open["evaluation"], self._rank()
+        return Batches(images, self.eval_batch_size, rank=rank, world_size=world)
+
+    val_dataloader = evaluation_batches
 
     def _random(self, device: torch.device) -> torch.Generator:
         """This rank's random stream of the augmentation."""
@@ -126,9 +114,8 @@ class RealDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The random stream of every rank; called on all of them."""
-        return {
-            "ranks": distributed.all_gather(None if self._rng is None else self._rng.get_state())
-        }
+        own = None if self._rng is None else self._rng.get_state()
+        return {"ranks": distributed.all_gather(own)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Resume the random stream of this rank, if it was saved."""
@@ -148,58 +135,3 @@ class RealDataModule(LightningDataModule):
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
             images = self.augmentation(images, self._random(images.device))
         return images.to(torch.float32) / 255, labels
-
-
-class SteppedDataModule(RealDataModule):
-    """Real images in epochs of a fixed number of steps, as a data-free run has them.
-
-    Args:
-        source: source of the images.
-        steps: batches in an epoch, whatever the size of the data set.
-        batch_size: see `RealDataModule`, as all that follow.
-        augmentation: augmentation of the training images.
-        epochs: epochs of training.
-        eval_batch_size: images per evaluation step on each rank.
-        num_classes: number of classes that the labels must fit.
-        seed: seed of the order and the augmentation.
-        image_shape: (C, H, W) that the images must have.
-
-    Raises:
-        InputError: an option is out of its range.
-
-    Example:
-        >>> from nayer_pl.data import Digits
-        >>> data = SteppedDataModule(Digits(image_size=8), steps=400, batch_size=512)
-        >>> data.setup("fit")
-        >>> len(data.train_dataloader())
-        400
-    """
-
-    @checked
-    def __init__(
-        self,
-        source: ImageSource,
-        steps: PositiveInt,
-        batch_size: PositiveInt = 128,
-        augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-        epochs: PositiveInt = 1,
-        eval_batch_size: PositiveInt = 500,
-        num_classes: PositiveInt | None = None,
-        seed: int = 0,
-        image_shape: Sequence[PositiveInt] | None = None,
-    ) -> None:
-        super().__init__(
-            source,
-            batch_size,
-            augmentation,
-            epochs,
-            eval_batch_size,
-            num_classes,
-            seed,
-            image_shape,
-        )
-        self.steps = steps
-
-    def train_dataloader(self) -> StepBatches:
-        """Shuffled batches of this epoch."""
-        return StepBatches(super().train_dataloader(), self.steps)
