@@ -5,11 +5,9 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 
 from nayer_pl import BankOptions, InputError, MemoryBank, Plan, RandomCropFlip, SyntheticDataModule
 from nayer_pl.bank import DistillationBatch, SynthesisRound
-from nayer_pl.bank.plan import RankShard
 from nayer_pl.data import ImageSet
 
 SHAPE, CLASSES = (1, 4, 4), 3
@@ -62,28 +60,17 @@ class Recorder(lightning.LightningModule):
         self.work.append((self.current_epoch, "evaluation"))
 
 
-def trainer(**options):
-    return lightning.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, **options,
-    )  # fmt: skip
-
-
 def datamodule(**options):
     return SyntheticDataModule(SHAPE, CLASSES, options.pop("plan", PLAN), **options)
 
 
-def set_up(data, rank=0, epoch=0, ranks=1):
+def set_up(data, rank=0, ranks=1):
     """As a trainer on rank `rank` does."""
     data.trainer = SimpleNamespace(
-        global_rank=rank,
-        world_size=ranks,
-        num_devices=ranks,
+        global_rank=rank, world_size=ranks, num_devices=ranks, current_epoch=0,
         default_root_dir=tempfile.gettempdir(),
-        current_epoch=epoch,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        state=SimpleNamespace(fn=TrainerFn.FITTING),
-    )
+    )  # fmt: skip
     data.setup("fit")
     return data
 
@@ -96,6 +83,10 @@ def set_up_all(ranks, **options):
 def items_of(data, epoch):
     data.trainer.current_epoch = epoch
     return data.train_dataloader()
+
+
+def batches_of(data, epoch):
+    return [item for item in items_of(data, epoch) if isinstance(item, DistillationBatch)]
 
 
 def fill(data):
@@ -112,12 +103,6 @@ def rows(images):
     return [tuple(image.flatten().tolist()) for image in images]
 
 
-def fit(data, plan=PLAN):
-    module = Recorder()
-    trainer(max_epochs=plan.max_epochs).fit(module, datamodule=data)
-    return module
-
-
 @pytest.fixture
 def saved(tmp_path):
     """A bank of seven images in a file."""
@@ -127,10 +112,22 @@ def saved(tmp_path):
     return bank, path
 
 
-def test_fit__follows_the_plan():
+@pytest.fixture
+def record(fit):
+    """Fit a recorder."""
+
+    def run(data):
+        module = Recorder()
+        fit(module, data, num_sanity_val_steps=0)
+        return module
+
+    return run
+
+
+def test_fit__follows_the_plan(record):
     source = EvaluationOnly()
     data = datamodule(source=source)
-    module = fit(data)
+    module = record(data)
     expected = [(0, "warm-up round")] * 3
     for epoch in (1, 2):
         expected += [(epoch, "round")] * 2 + [(epoch, "batch")] * 4 + [(epoch, "evaluation")]
@@ -150,18 +147,27 @@ def test_fit__follows_the_plan():
 
 
 def test_augmentation__of_the_students_batches():
-    data = set_up(datamodule(augmentation=RandomCropFlip(padding=4, flip=False)))
-    data.bank.add(torch.ones(6, *SHAPE), torch.zeros(6, dtype=torch.long))
-    batches = [i.images for i in items_of(data, 1) if isinstance(i, DistillationBatch)]
-    assert any((images == 0).any() for images in batches)
-    assert (data.bank.images == 255).all()
+    """Any callable that takes images and the generator; banked images stay as they are."""
+    used = []
+
+    def negative(images, rng):
+        used.append(rng)
+        return 255 - images
+
+    data, plain = (set_up(datamodule(augmentation=each)) for each in (negative, None))
+    images = torch.randint(256, (6, *SHAPE), dtype=torch.uint8)
+    for each in (data, plain):
+        each.bank.add(images, torch.arange(6))
+    for ours, theirs in zip(batches_of(data, 1), batches_of(plain, 1), strict=True):
+        assert torch.equal(ours.images, 255 - theirs.images)
+    assert used == [data.rng] * 4
+    assert torch.equal(data.bank.images, images)
 
 
 def test_validate__real_images_in_order():
     source, module = EvaluationOnly(), Recorder()
-    trainer().validate(
-        module, datamodule=datamodule(source=source, eval_batch_size=3), verbose=False
-    )
+    data = datamodule(source=source, eval_batch_size=3)
+    lightning.Trainer(accelerator="cpu", barebones=True).validate(module, data, verbose=False)
     images, labels = (torch.cat(parts) for parts in zip(*module.evaluated, strict=True))
     assert [len(batch[0]) for batch in module.evaluated] == [3, 2, 2]
     torch.testing.assert_close(images, source.images.float() / 255)
@@ -169,10 +175,10 @@ def test_validate__real_images_in_order():
 
 
 @pytest.mark.parametrize("options", [{}, {"source": EvaluationOnly(), "evaluation": False}])
-def test_holdout__evaluated_and_never_drawn(options):
+def test_holdout__evaluated_and_never_drawn(record, options):
     data = datamodule(holdout=0.3, **options)
     assert not data.has_real_images
-    module = fit(data)
+    module = record(data)
     assert getattr(options.get("source"), "asked", []) == []
     made = {row for images, _ in module.made for row in rows(images)}
     drawn = {row for batch in module.drawn for row in rows(batch.images)}
@@ -201,26 +207,22 @@ def test_holdout__share_of_every_round(share):
         assert set(banked) | set(held) == set(everything)
 
 
-@pytest.mark.parametrize("options", [{}, {"source": EvaluationOnly()}])
-def test_setup__empty_bank_for_every_fit(options):
-    data = datamodule(**options)
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("initial", [False, True])
+def test_setup__empty_or_initial_bank_for_every_fit(saved, real, initial):
+    bank, path = saved
+    first = bank.labels.tolist() if initial else []
+    options = BankOptions(capacity=20, initial=path if initial else None)
+    data = datamodule(bank=options, source=EvaluationOnly() if real else None)
     for _ in range(2):
         set_up(data)
-        assert len(data.bank) == 0
-        assert (data.holdout is None) == data.has_real_images
+        assert data.bank.capacity == 20
+        assert data.bank.labels.tolist() == first
+        assert rows(data.bank.images) == rows(bank.images)[: len(first)]
+        assert (data.holdout is None) == data.has_real_images == real
         data.add(torch.rand(6, *SHAPE), torch.arange(6))
         data.setup("validate")  # leaves the bank alone
-        assert len(data.bank) == 6 - (0 if data.has_real_images else len(data.holdout))
-
-
-def test_setup__initial_bank(saved):
-    bank, path = saved
-    data = datamodule(bank=BankOptions(capacity=20, initial=path))
-    for _ in range(2):
-        set_up(data)
-        assert rows(data.bank.images) == rows(bank.images)
-        assert data.bank.labels.tolist() == bank.labels.tolist()
-        assert data.bank.capacity == 20
+        assert len(data.bank) == len(first) + 6 - (0 if real else len(data.holdout))
 
 
 def test_streams__of_seed_and_rank():
@@ -228,8 +230,7 @@ def test_streams__of_seed_and_rank():
         data = set_up(datamodule(source=EvaluationOnly(), seed=seed), rank)
         targets = [item.targets.tolist() for item in items_of(data, 0)]
         data.bank.add(torch.rand(30, *SHAPE), torch.arange(30))
-        batches = [item for item in items_of(data, 1) if isinstance(item, DistillationBatch)]
-        return targets, [batch.labels.tolist() for batch in batches]
+        return targets, [batch.labels.tolist() for batch in batches_of(data, 1)]
 
     first = drawn(seed=0, rank=0)
     assert drawn(seed=0, rank=0) == first
@@ -247,13 +248,6 @@ def test_streams__global_state_untouched():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_val_dataloader__not_in_warm_up():
-    data = set_up(datamodule(source=EvaluationOnly()), epoch=0)
-    assert data.val_dataloader() == []
-    data.trainer.current_epoch = 1
-    assert len(data.val_dataloader()) == 1
-
-
 def test_options__one_set_of_classes_in_a_round():
     data = set_up(datamodule(plan=replace(PLAN, round_size=CLASSES)))
     assert sorted(next(iter(items_of(data, 0))).targets.tolist()) == list(range(CLASSES))
@@ -264,45 +258,39 @@ def test_options__one_set_of_classes_in_a_round():
 
 
 @pytest.mark.parametrize(
-    ("make", "options", "message"),
+    ("make", "name", "values"),
     [
-        (BankOptions, {"device": "gpu"}, '^device must be .* not "gpu"'),
-        (BankOptions, {"device": "cuda:0"}, "^device must be"),
-        (BankOptions, {"capacity": 0}, "^capacity must be .* not 0"),
-        *((datamodule, {"holdout": share}, "^holdout must be") for share in (0, 1, -0.1, 1.5)),
-        (datamodule, {"eval_batch_size": 0}, "^eval_batch_size must be"),
-        (datamodule, {"augmentation": 3}, "^augmentation must be"),
+        (BankOptions, "device", ["gpu", "cuda:0"]),
+        (BankOptions, "capacity", [0]),
+        (datamodule, "holdout", [0, 1, -0.1, 1.5]),
+        (datamodule, "eval_batch_size", [0]),
+        (datamodule, "augmentation", [3]),
     ],
 )
-def test_options__out_of_range(make, options, message):
-    with pytest.raises(InputError, match=message):
-        make(**options)
+def test_options__out_of_range(make, name, values):
+    for value in values:
+        with pytest.raises(InputError, match=f"^{name} must be"):
+            make(**{name: value})
 
 
 def test_transfer__pinned_for_a_gpu(monkeypatch):
     """A copy from memory that is not pinned would wait for the GPU (CUDA programming guide)."""
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: ("pinned", self))
     data, batch = set_up(datamodule()), DistillationBatch(torch.rand(6, *SHAPE), torch.arange(6))
-    assert data.on_before_batch_transfer(batch, 0)[0] is batch.images
-    assert pinned == []
+    assert data.on_before_batch_transfer(batch, 0) == batch
     data.trainer.strategy.root_device = torch.device("cuda", 0)
     sent = data.on_before_batch_transfer(batch, 0)
     assert isinstance(sent, DistillationBatch)
-    assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in batch]
+    assert sent == (("pinned", batch.images), ("pinned", batch.labels))
     item = SynthesisRound(torch.arange(3), True)
     assert data.on_before_batch_transfer(item, 0) is data.on_after_batch_transfer(item, 0) is item
 
 
-def test_evaluation_batches__no_images():
+def test_batches__no_images():
     with pytest.raises(InputError, match="no real images"):
         datamodule(evaluation=False).evaluation_batches()
-
-
-def test_train_dataloader__step_before_any_round():
-    data = set_up(datamodule(), epoch=PLAN.warmup_epochs)
     with pytest.raises(InputError, match="empty"):
-        list(data.train_dataloader())
+        list(items_of(set_up(datamodule()), PLAN.warmup_epochs))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -317,7 +305,7 @@ def test_ranks__banks_hold_the_plan_and_the_initial_images(saved, ranks, initial
     for data in everyone:
         fill(data)
         assert len(data.bank) == data.bank.capacity == data.bank.num_added
-        assert data.shard == RankShard(everyone.index(data), ranks)
+        assert [len(batch.labels) for batch in batches_of(data, 1)] == [6 // ranks] * 4
     assert sum(len(data.bank) for data in everyone) == len(first) + PLAN.images
 
 
@@ -329,22 +317,6 @@ def test_ranks__capacity_is_the_total(capacity):
     held = [len(data.bank) for data in everyone]
     assert held[0] == held[1]
     assert capacity <= sum(held) < capacity + 2
-
-
-def test_ranks__batch_size_is_the_total():
-    for data in set_up_all(3):
-        data.bank.add(torch.rand(6, *SHAPE), torch.arange(6))
-        batches = [item for item in items_of(data, 1) if isinstance(item, DistillationBatch)]
-        assert [len(batch.labels) for batch in batches] == [2] * 4
-
-
-def test_ranks__evaluate_every_image_once():
-    source = EvaluationOnly()
-    everyone = set_up_all(3, source=source, eval_batch_size=2)
-    batches = [list(data.evaluation_batches()) for data in everyone]
-    assert len({len(part) for part in batches}) == 1
-    seen = [row for part in batches for images, _ in part for row in rows(images)]
-    assert sorted(seen) == sorted(rows(source.images))
 
 
 def test_ranks__plan_that_cannot_be_split(saved):

@@ -29,19 +29,6 @@ def room(monkeypatch):
     return set_free
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """What torch.empty was asked for; it gives host memory, as there may be no GPU here."""
-    calls, empty = [], torch.empty
-
-    def record(*size, device=None, pin_memory=False, **options):
-        calls.append((device, pin_memory))
-        return empty(*size, **options)
-
-    monkeypatch.setattr(torch, "empty", record)
-    return calls
-
-
 def is_file(tensor):
     """Whether the bytes are those of a file that has lost its name (Linux)."""
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -52,21 +39,6 @@ def is_file(tensor):
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-
-
-@linux
-@pytest.mark.parametrize(
-    ("place", "host", "file"),
-    [(None, 2 * SIZE, False), (None, 2 * SIZE - 1, True), ("cpu", 2 * SIZE, False),
-     ("cpu", 2 * SIZE - 1, True), ("disk", 10**12, True)],
-)  # fmt: skip
-def test_allocate__file_beyond_half_of_the_memory(room, tmp_path, place, host, file):
-    room(host=host)
-    tensor = allocate(SHAPE, CPU, place, tmp_path)
-    assert tensor.shape == SHAPE
-    assert tensor.dtype == torch.uint8
-    assert tensor.is_contiguous()
-    assert is_file(tensor) == file
 
 
 def test_allocate__file_without_a_name(room, tmp_path):
@@ -111,68 +83,66 @@ def test_allocate__largest_capacity_on_disk(room, tmp_path):
     fits = int(re.search(r"set capacity to at most (\d+) images", message).group(1))
     assert os.listdir(tmp_path) == []
     assert allocate((fits, *SHAPE[1:]), CPU, "disk", tmp_path).shape[0] == fits
-    with pytest.raises(InputError, match="set capacity"):
-        allocate((fits + 1, *SHAPE[1:]), CPU, "disk", tmp_path)
+    for shape, processes in (((fits + 1, *SHAPE[1:]), 1), ((fits, *SHAPE[1:]), 2)):
+        with pytest.raises(InputError, match="set capacity"):
+            allocate(shape, CPU, "disk", tmp_path, processes)
 
 
-@linux
-def test_allocate__several_processes(room, tmp_path):
-    room(host=6 * SIZE, disk=8 * SIZE)
-    assert not is_file(allocate(SHAPE, CPU, None, tmp_path, processes=3))
-    room(host=6 * SIZE - 1, disk=8 * SIZE)
-    assert is_file(allocate(SHAPE, CPU, None, tmp_path, processes=3))
-    with pytest.raises(InputError, match="at most 36 images"):
-        allocate(SHAPE, CPU, None, tmp_path, processes=4)
+LARGE = (1000, 3, 100, 100)
+TWICE = 2 * 30_000_000
+HOST, PINNED, FILE = (None, False), (None, True), None
 
 
 @pytest.mark.parametrize(
-    ("place", "device", "host", "expected"),
+    ("device", "place", "processes", "free", "expected", "said"),
     [
-        (None, 2 * SIZE, 0, (GPU, False)),
-        ("cuda", 2 * SIZE, 0, (GPU, False)),
-        (None, 2 * SIZE - 1, 2 * SIZE, (None, True)),
-        ("cuda", 2 * SIZE - 1, 2 * SIZE, (None, True)),
-        ("cpu", 10**12, 2 * SIZE, (None, True)),
-        (None, 2 * SIZE - 1, 2 * SIZE - 1, None),
-        ("cpu", 10**12, 2 * SIZE - 1, None),
-        ("disk", 10**12, 10**12, None),
+        (CPU, None, 1, (0, TWICE), HOST, ""),
+        (CPU, "cpu", 1, (0, TWICE), HOST, ""),
+        (CPU, "cpu", 1, (0, TWICE - 1), FILE, r"in a file in '.*': [^:]* host memory \(0.06 GB"),
+        (CPU, None, 3, (0, 3 * TWICE), HOST, ""),
+        (CPU, None, 3, (0, 3 * TWICE - 1), FILE, "in a file in"),
+        (GPU, None, 1, (TWICE, 0), (GPU, False), ""),
+        (GPU, "cuda", 1, (TWICE, 0), (GPU, False), ""),
+        (
+            GPU,
+            None,
+            1,
+            (TWICE - 1, TWICE),
+            PINNED,
+            r"in host memory: .* cuda:1 \(0.06 GB are free\)",
+        ),
+        (GPU, "cuda", 1, (TWICE - 1, TWICE), PINNED, "0.03 GB.* in host memory: .* cuda:1"),
+        (GPU, "cpu", 1, (0, TWICE), PINNED, ""),
+        (
+            GPU,
+            None,
+            1,
+            (TWICE - 1, TWICE - 1),
+            FILE,
+            r"1,000 images.* a file in .* cuda:1 .* and of host",
+        ),
+        (GPU, "disk", 1, (0, 0), FILE, ""),
     ],
 )
-def test_allocate__order_of_places_with_a_gpu(room, asked, tmp_path, place, device, host, expected):
-    room(device=device, host=host)
-    allocate(SHAPE, GPU, place, tmp_path)
-    assert asked == ([expected] if expected else [])
-
-
-@pytest.mark.parametrize(
-    ("place", "free", "said"),
-    [
-        (None, {}, None),
-        ("cpu", {"device": 0}, None),
-        ("disk", {"device": 0, "host": 0}, None),
-        (None, {"device": 2 * 10**9}, ["3.00 GB", "host memory", "cuda:1 (2.00 GB are free)"]),
-        ("cuda", {"device": 10**9, "host": 5 * 10**9},
-         ["1,000 images", "a file in", "cuda:1 (1.00 GB", "host memory (5.00 GB"]),
-        ("cpu", {"host": 5 * 10**9}, ["a file in", "host memory (5.00 GB"]),
-    ],
-)  # fmt: skip
-def test_allocate__warning_about_another_place(
-    room, monkeypatch, caplog, tmp_path, place, free, said
+def test_allocate__first_place_with_room(
+    room, monkeypatch, caplog, tmp_path, device, place, processes, free, expected, said
 ):
-    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
-    room(**free)
-    allocate((1000, 3, 1000, 1000), GPU, place, tmp_path)
-    assert len(caplog.records) == (0 if said is None else 1)
-    for part in said or []:
-        assert part in caplog.text
+    """And a warning about another place than the one that was asked for."""
+
+    def empty(*_, device=None, pin_memory=False, **__):  # there may be no GPU here
+        return device, pin_memory
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(placement, "_mapped_file", lambda *_: FILE)
+    room(*free)
+    assert allocate(LARGE, device, place, tmp_path, processes) == expected
+    assert len(caplog.records) == bool(said)
+    assert re.search(said, caplog.text)
 
 
-@pytest.mark.parametrize("place", ["cuda", "cuda:0", "ram", ""])
-def test_allocate__missing_place(tmp_path, place):
-    with pytest.raises(
-        InputError, match="device=cuda needs" if place == "cuda" else "^place must be"
-    ):
-        allocate(SHAPE, CPU, place, tmp_path)
+def test_allocate__gpu_of_a_run_without_one(tmp_path):
+    with pytest.raises(InputError, match="device=cuda needs"):
+        allocate(SHAPE, CPU, "cuda", tmp_path)
 
 
 @linux
@@ -207,22 +177,18 @@ def test_container_free__tightest_limit(tmp_path, limits, own, expected):
     assert placement._container_free(tmp_path / "own", tmp_path / "groups") == expected
 
 
-@pytest.mark.parametrize(("device", "host"), [("disk", 10**12), (None, 100)])
-def test_run__bank_in_a_file_or_in_memory(
-    room, tiny_method, tiny_data, fit, tmp_path, device, host
-):
+def test_run__bank_in_a_file_or_in_memory(tiny_method, tiny_data, fit, tmp_path):
     results = {}
-    for where in ("memory", "file"):
+    for device in (None, "disk"):
         torch.manual_seed(1)
-        room(host=10**12 if where == "memory" else host)
-        bank = BankOptions(device=device if where == "file" else None)
+        bank = BankOptions(device=device)
         method, data = tiny_method(seed=3), tiny_data(bank=bank, evaluation=False)
-        fit(method, data, default_root_dir=tmp_path / where)
-        results[where] = data.bank.images, data.bank.labels, *method.student.state_dict().values()
+        fit(method, data, default_root_dir=tmp_path / str(device))
+        results[device] = data.bank.images, data.bank.labels, *method.student.state_dict().values()
         if sys.platform == "linux":
-            assert is_file(data.bank.images) == (where == "file")
-    assert len(results["file"][0]) == 4 * 11  # of each round of 12, one is held back
+            assert is_file(data.bank.images) == (device == "disk")
+    assert len(results["disk"][0]) == 4 * 11  # of each round of 12, one is held back
     assert method.results()["bank_bytes"] == 4 * 12 * (8 * 8 + 8)  # pixels and an int64 label
     for one, other in zip(*results.values(), strict=True):
         assert torch.equal(one, other)
-    assert os.listdir(tmp_path / "file") == []
+    assert os.listdir(tmp_path / "disk") == []
