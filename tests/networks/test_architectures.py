@@ -27,8 +27,8 @@ from nayer_pl.networks.resnet import BasicBlock, Bottleneck, ResNet
 
 PUBLISHED = Path(__file__).parents[3] / "shared/published_teachers"
 # Published counts: of CRD at 100 classes (its ShuffleV2 has a stem of 1x1 instead of 3x3
-# convolutions, with 24 * 3 * 8 parameters fewer), of torchvision's documentation at 1000 classes, and
-# of the data-free distillation literature.
+# convolutions, 24 * 3 * 8 parameters fewer), of torchvision's documentation at 1000 classes, and of
+# the data-free distillation literature.
 PARAMETERS = {
     "resnet34": {10: 21_282_122, 100: 21_328_292, 200: 21_379_592},
     "resnet50": {10: 23_520_842, 100: 23_705_252},
