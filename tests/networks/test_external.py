@@ -1,13 +1,13 @@
-"""Networks of timm, torchvision, transformers and torch.hub, as the command line chooses them.
+"""Networks of other packages and of the user's own module, as the command line chooses them.
 
 timm and torchvision are stand-ins: they are not installed everywhere, and would download.
 """
 
+import importlib
 import json
 import sys
 import types
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,22 +16,112 @@ import torch
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 
-from nayer_pl import Classifier, InputError, load_classifier, save_classifier
+from nayer_pl import Classifier, InputError, load_classifier, load_teacher, save_classifier
 from nayer_pl.app.instantiate import build
+from nayer_pl.networks import from_torch_hub
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 OWN = ["teacher.mean=[0.5]", "teacher.std=[0.25]"]
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+OWN_IMAGES = (IMAGES - 0.5) / 0.25
 
 
 def normalized(images, mean=MEAN, std=STD):
     return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
+@pytest.fixture
+def build_teacher(config):
+    """The teacher that these options choose."""
+    return lambda *options: build(config(*options).teacher)
+
+
+@pytest.fixture
+def build_student(config):
+    return lambda *options: build(config(*options).student)
+
+
+# A module of the user's
+
+PACKAGE = """
+import torch
+from torch import nn
+
+def build_net(num_classes=10, widths=(4,)):
+    layers, channels = [], 1
+    for width in widths:
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)]
+    return nn.Sequential(*layers)
+
+def trained_net():
+    torch.manual_seed(7)
+    return build_net()
+"""
+CUSTOM = ["data=digits", "teacher=custom", "teacher.architecture._target_=my_nets.build_net"]
+GRAY = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def my_nets(tmp_path, monkeypatch):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "my_nets.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    yield importlib.import_module("my_nets")
+    del sys.modules["my_nets"]
+
+
+def test_custom__teacher(build_teacher, my_nets):
+    """Trained by its function, by a file of weights, or by a file of the whole network."""
+    network, normalization = my_nets.trained_net(), ([0.4], [0.3])
+    torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, "w.pth")
+    torch.save(network, "whole.pth")
+    chosen = [*CUSTOM, "teacher.mean=[0.4]", "teacher.std=[0.3]", "teacher.weights=whole.pth"]
+    with pytest.raises(InputError, match="trust_code=true"):
+        build_teacher(*chosen)
+    teachers = [
+        load_teacher({"_target_": "my_nets.trained_net"}, None, *normalization),
+        load_teacher({"_target_": "my_nets.build_net"}, "w.pth", *normalization),
+        build_teacher(*chosen, "teacher.trust_code=true"),
+    ]
+    for teacher in teachers:
+        torch.testing.assert_close(teacher(GRAY), network.eval()((GRAY - 0.4) / 0.3))
+    with pytest.raises(InputError, match="mean="):
+        build_teacher(*CUSTOM, "teacher.weights=w.pth")
+
+
+def test_custom__arguments_travel_with_the_weights(build_student, my_nets, tmp_path):
+    student = build_student(
+        "student=custom", "student.architecture._target_=my_nets.build_net",
+        "+student.architecture.num_classes=3", "+student.architecture.widths=[5,6]",
+    )  # fmt: skip
+    assert str(student.network) == str(my_nets.build_net(3, (5, 6)))
+    save_classifier(tmp_path / "s.safetensors", student)
+    with pytest.raises(InputError, match=r"my_nets\.build_net.*architecture=\{"):
+        load_classifier(tmp_path / "s.safetensors")
+    typed = {"_target_": "my_nets.build_net", "num_classes": 3, "widths": [5, 6]}
+    loaded, facts = load_classifier(tmp_path / "s.safetensors", typed, mean=[0.4], std=[0.3])
+    assert facts["classifier"]["architecture"] == typed
+    student.copy_normalization(loaded)
+    assert torch.equal(loaded(GRAY), student.eval()(GRAY))
+
+
+def test_custom__student_starts_from_a_file(build_student, my_nets):
+    mine = my_nets.build_net()
+    torch.save({"net": mine.state_dict()}, "start.pth")
+    target = "student.architecture._target_=my_nets.build_net"
+    student = build_student("student=custom", target, "student.weights=start.pth")
+    torch.testing.assert_close(student.eval().network(GRAY), mine.eval()(GRAY))
+    assert all(p.requires_grad for p in student.parameters())
+
+
+# timm and torchvision
+
+
 class Net(nn.Module):
     def __init__(self, num_classes=1000, in_chans=3):
         super().__init__()
-        self.num_classes = num_classes
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4), nn.ReLU()
         )
@@ -52,7 +142,7 @@ def timm(monkeypatch):
     module.fetched = []
     module.published = {name: Net(cfg["num_classes"]) for name, cfg in cfgs.items()}
 
-    def create_model(model_name, pretrained=False, checkpoint_path=None, **kwargs):
+    def create_model(model_name, pretrained=False, **kwargs):
         if ":" in model_name:
             module.fetched.append(model_name)
             model_name = model_name.partition(":")[2]
@@ -64,10 +154,7 @@ def timm(monkeypatch):
         net.pretrained_cfg = dict(cfg)
         if pretrained:
             module.fetched.append(model_name)
-            state = module.published[model_name].state_dict()
-            if net.num_classes != cfg["num_classes"]:  # a new last layer, without a message
-                state = {key: state[key] for key in state if not key.startswith("classifier")}
-            net.load_state_dict(state, strict=False)
+            net.load_state_dict(module.published[model_name].state_dict())
         return net
 
     module.create_model = create_model
@@ -76,18 +163,22 @@ def timm(monkeypatch):
 
 
 # Two sets of weights with two normalizations, of ten classes.
-NORMALIZATION = {"IMAGENET1K_V1": ([0.5] * 3, [0.25] * 3), "IMAGENET1K_V2": (MEAN, STD)}
-
-
 WEIGHTS = {
     name: SimpleNamespace(
         name=name,
         transforms=partial(SimpleNamespace, mean=mean, std=std),
         meta={"categories": list("abcdefghij")},
     )
-    for name, (mean, std) in NORMALIZATION.items()
+    for name, mean, std in (("V1", [0.5] * 3, [0.25] * 3), ("V2", MEAN, STD))
 }
-MEMBERS = {**WEIGHTS, "DEFAULT": WEIGHTS["IMAGENET1K_V2"]}
+
+
+def description(source, name, num_classes=10, channels=3, pretrained=True):
+    target = f"nayer_pl.networks.from_{source}"
+    return {
+        "_target_": target, "name": name, "num_classes": num_classes, "channels": channels,
+        "pretrained": pretrained,
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -110,10 +201,11 @@ def torchvision(monkeypatch):
         module.fetched.append(weights_backbone)
         return nn.Identity()
 
+    members = {**WEIGHTS, "DEFAULT": WEIGHTS["V2"]}
     builders = {"tiny": tiny, "detector": detector}
     module.list_models = lambda module=None: ["tiny"] if module else sorted(builders)
     module.get_model = lambda name, **config: builders[name](**config)
-    module.get_model_weights = lambda name: {"tiny": SimpleNamespace(__members__=MEMBERS)}[name]
+    module.get_model_weights = lambda name: {"tiny": SimpleNamespace(__members__=members)}[name]
     monkeypatch.setitem(sys.modules, "torchvision", package)
     monkeypatch.setitem(sys.modules, "torchvision.models", module)
     return module
@@ -125,58 +217,34 @@ def package(request):
     return request.param, request.getfixturevalue(request.param)
 
 
-def test_timm__published_teacher(config, timm):
+def test_timm__published_teacher(build_teacher, timm):
     chosen = ["data=cifar10", "teacher=timm", "teacher.name=tiny.pub"]
-    teacher = build(config(*chosen).teacher)
     published = timm.published["tiny.pub"].eval()
-    torch.testing.assert_close(teacher(IMAGES), published(normalized(IMAGES)))
-    assert not any(module.training for module in teacher.modules())
-    assert not any(p.requires_grad for p in teacher.parameters())
-    teacher = build(config(*chosen, *OWN).teacher)
-    torch.testing.assert_close(teacher(IMAGES), published((IMAGES - 0.5) / 0.25))
+    torch.testing.assert_close(build_teacher(*chosen)(IMAGES), published(normalized(IMAGES)))
+    torch.testing.assert_close(build_teacher(*chosen, *OWN)(IMAGES), published(OWN_IMAGES))
 
 
 @pytest.mark.parametrize(
     ("option", "choice"),
-    [
-        ([], "IMAGENET1K_V2"),
-        (["teacher.pretrained=IMAGENET1K_V1"], "IMAGENET1K_V1"),
-        (["teacher.pretrained=Tiny_Weights.IMAGENET1K_V1"], "IMAGENET1K_V1"),
-    ],
+    [([], "V2"), (["teacher.pretrained=V1"], "V1"), (["teacher.pretrained=Tiny_Weights.V1"], "V1")],
 )
-def test_torchvision__published_teacher(config, torchvision, option, choice):
-    teacher = build(config("teacher=torchvision", "teacher.name=tiny", *option).teacher)
-    expected = torchvision.published[choice].eval()
-    torch.testing.assert_close(
-        teacher(IMAGES), expected(normalized(IMAGES, *NORMALIZATION[choice]))
-    )
+def test_torchvision__published_teacher(build_teacher, torchvision, option, choice):
+    teacher = build_teacher("teacher=torchvision", "teacher.name=tiny", *option)
+    published = torchvision.published[choice].eval()
+    used = WEIGHTS[choice].transforms()
+    expected = published(normalized(IMAGES, used.mean, used.std))
+    torch.testing.assert_close(teacher(IMAGES), expected)
     assert torchvision.fetched == [choice]
 
 
-def test_own_weights_replace_the_published_ones(config, package):
+def test_own_weights_replace_the_published_ones(package, tmp_path):
     name, module = package
-    mine = Net(100)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in mine.state_dict().items()}}, "my.pth")
-    chosen = ["data=cifar100", f"teacher={name}", "teacher.name=tiny", "teacher.weights=my.pth"]
+    mine, path = Net(100), tmp_path / "my.pth"
+    torch.save({"state_dict": mine.state_dict()}, path)
     with pytest.raises(InputError, match="mean="):
-        build(config(*chosen).teacher)
-    teacher = build(config(*chosen, *OWN).teacher)
-    torch.testing.assert_close(teacher(IMAGES), mine.eval()((IMAGES - 0.5) / 0.25))
-    assert module.fetched == []
-
-
-@pytest.mark.parametrize(
-    ("source", "name", "data", "message"),
-    [
-        ("timm", "tiny", "cifar10", "1000 outputs for images of 3 channels, 10 outputs for 3"),
-        ("timm", "tiny.pub", "digits", "10 outputs for images of 3 channels, 10 outputs for 1"),
-        ("torchvision", "tiny", "cifar100", "10 outputs .* 100 outputs"),
-    ],
-)
-def test_published_weights_for_other_data(config, request, source, name, data, message):
-    module = request.getfixturevalue(source)
-    with pytest.raises(InputError, match=message):
-        build(config(f"data={data}", f"teacher={source}", f"teacher.name={name}").teacher)
+        load_teacher(description(name, "tiny", 100), path)
+    teacher = load_teacher(description(name, "tiny", 100), path, [0.5], [0.25])
+    torch.testing.assert_close(teacher(IMAGES), mine.eval()(OWN_IMAGES))
     assert module.fetched == []
 
 
@@ -194,6 +262,7 @@ def test_fresh_student_is_rebuilt_from_its_file(config, package, data, tmp_path)
     bound = (shape[0] * 9) ** -0.5
     assert 0.5 * bound < first.weight.abs().max() <= bound
     student.copy_normalization(Classifier(nn.Identity(), [0.4], [0.3]))
+    student.network.architecture["pretrained"] = True  # the file must not cause a download
     save_classifier(tmp_path / "s.safetensors", student)
     loaded, _ = load_classifier(tmp_path / "s.safetensors")
     images = torch.rand(3, *shape)
@@ -202,58 +271,40 @@ def test_fresh_student_is_rebuilt_from_its_file(config, package, data, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("source", "more"),
-    [
-        ("timm", {"pretrained": True}),
-        ("timm", {"name": "hf-hub:tiny"}),
-        ("timm", {"name": "local-dir:tiny", "pretrained": True}),
-        ("torchvision", {"pretrained": True}),
-        ("torchvision", {"name": "detector"}),
-    ],
+    ("source", "name"),
+    [("timm", "hf-hub:tiny"), ("timm", "local-dir:tiny"), ("torchvision", "detector")],
 )
-def test_weight_file_causes_no_download(config, request, tmp_path, source, more):
-    module = request.getfixturevalue(source)
-    student = build(
-        config(
-            f"student={source}", "student.name=tiny", "student.mean=[0]", "student.std=[1]"
-        ).student
-    )
-    student.network.architecture = {**student.network.architecture, **more}
-    save_classifier(tmp_path / "s.safetensors", student)
-    if "name" in more:
-        with pytest.raises(InputError):
-            load_classifier(tmp_path / "s.safetensors")
-    else:
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_weight_file_causes_no_download(request, tmp_path, source, name, pretrained):
+    module, network = request.getfixturevalue(source), Net(10)
+    network.architecture = description(source, name, pretrained=pretrained)
+    save_classifier(tmp_path / "s.safetensors", Classifier(network, [0.5], [0.5]))
+    with pytest.raises(InputError):
         load_classifier(tmp_path / "s.safetensors")
     assert module.fetched == []
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "message"),
+    ("source", "given", "message"),
     [
-        ("timm", ["student=timm", "student.name=resnet19"], r"'resnet19' \(Unknown.*list_models"),
-        ("timm", ["student=timm"], "name="),
-        (
-            "torchvision",
-            ["student=torchvision", "student.name=resnet19"],
-            "'resnet19'.*list_models",
-        ),
-        ("torchvision", ["student=torchvision"], "name="),
+        ("timm", ("tiny",), "1000 outputs for images of 3 channels, 10 outputs for 3 channels"),
+        ("timm", ("tiny.pub", 10, 1), "10 outputs for images of 3 channels, 10 outputs for 1"),
+        ("timm", ("resnet19",), r"'resnet19' \(Unknown.*list_models"),
+        ("timm", (None,), "name="),
+        ("torchvision", ("tiny", 100), "10 outputs .* 100 outputs"),
+        ("torchvision", ("resnet19",), "'resnet19'.*list_models"),
+        ("torchvision", (None,), "name="),
+        ("torchvision", ("tiny", 10, 3, "V7"), "'V7' of 'tiny'.*V1, V2, DEFAULT"),
     ],
 )
-def test_unknown_names(config, request, source, options, message):
-    request.getfixturevalue(source)
+def test_refused(request, source, given, message):
+    module = request.getfixturevalue(source)
     with pytest.raises(InputError, match=message):
-        build(config(*options).student)
+        load_teacher(description(source, *given))
+    assert module.fetched == []
 
 
-def test_torchvision__unknown_weights(config, torchvision):
-    chosen = ["teacher=torchvision", "teacher.name=tiny", "teacher.pretrained=V7"]
-    with pytest.raises(InputError, match=r"'V7' of 'tiny'.*IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"):
-        build(config(*chosen).teacher)
-
-
-def test_download_fails(config, package, monkeypatch):
+def test_download_fails(package, monkeypatch):
     name, module = package
 
     def offline(name, pretrained=False, weights=None):
@@ -263,16 +314,16 @@ def test_download_fails(config, package, monkeypatch):
 
     monkeypatch.setattr(module, {"timm": "create_model", "torchvision": "get_model"}[name], offline)
     with pytest.raises(InputError, match=r"urlopen error\).*weights=PATH") as caught:
-        build(config(f"teacher={name}", "teacher.name=tiny").teacher)
+        load_teacher(description(name, "tiny"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["timm", "torchvision"])
-def test_missing_package(config, monkeypatch, name):
+def test_missing_package(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "torchvision.models", raising=False)
     with pytest.raises(InputError, match=f"pip install {name}"):
-        build(config(f"student={name}", "student.name=tiny").student)
+        load_teacher(description(name, "tiny"))
 
 
 # transformers, with folders in place of the Hub
@@ -280,29 +331,26 @@ def test_missing_package(config, monkeypatch, name):
 PROCESSOR = {"do_normalize": True, "image_mean": MEAN, "image_std": STD}
 
 
-def tiny(labels=10, channels=3):
-    torch.manual_seed(0)
+def tiny(labels=10):
     return ResNetConfig(
-        num_channels=channels, embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1],
-        layer_type="basic", num_labels=labels,
-    )  # fmt: skip
-
-
-def saved(folder, processor=PROCESSOR, network=None):
-    network = network or ResNetForImageClassification(tiny())
-    network.save_pretrained(folder)
-    if processor is not None:
-        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor))
-    return network.eval()
+        embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic", num_labels=labels
+    )
 
 
 @pytest.fixture
-def load(config):
-    def teacher_of(name, *more):
-        chosen = ["data=cifar10", "teacher=transformers", f"teacher.name={name}", *more]
-        return build(config(*chosen).teacher)
+def hub(tmp_path):
+    """A folder, where a network and a processor can be put, and the teacher that is read there."""
+    folder = tmp_path / "net"
 
-    return teacher_of
+    def put(processor=PROCESSOR, network=None):
+        network = network or ResNetForImageClassification(tiny())
+        network.save_pretrained(folder)
+        if processor is not None:
+            (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+        return network.eval()
+
+    load = partial(load_teacher, description("transformers", str(folder)))
+    return SimpleNamespace(folder=folder, put=put, load=load)
 
 
 @pytest.mark.parametrize(
@@ -312,30 +360,26 @@ def load(config):
         ({**PROCESSOR, "do_rescale": True, "rescale_factor": 0.00392156862745098}, 1 / 255),
         ({**PROCESSOR, "rescale_factor": 1 / 127.5}, 1 / 127.5),
         ({**PROCESSOR, "do_rescale": False}, 1),
-        ({**PROCESSOR, "do_normalize": False}, 1 / 255),
         ({"do_normalize": False}, 1 / 255),
     ],
 )
-def test_transformers__image_processor(load, tmp_path, processor, factor):
-    network = saved(tmp_path / "net", processor)
+def test_transformers__image_processor(hub, processor, factor):
+    network = hub.put(processor)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32))
     seen = pixels * factor
     if processor["do_normalize"]:
         seen = (seen - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
     expected = network(torch.from_numpy(seen).float()).logits
-    teacher = load(tmp_path / "net")
-    logits = teacher(torch.from_numpy(pixels / 255).float())
+    logits = hub.load()(torch.from_numpy(pixels / 255).float())
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    assert not any(module.training for module in teacher.modules())
 
 
 @pytest.mark.parametrize("processor", [None, {"do_normalize": True}])
-def test_transformers__unknown_normalization(load, tmp_path, processor):
-    network = saved(tmp_path / "net", processor)
+def test_transformers__unknown_normalization(hub, processor):
+    network = hub.put(processor)
     with pytest.raises(InputError, match="mean="):
-        load(tmp_path / "net")
-    teacher = load(tmp_path / "net", *OWN)
-    torch.testing.assert_close(teacher(IMAGES), network((IMAGES - 0.5) / 0.25).logits)
+        hub.load()
+    torch.testing.assert_close(hub.load(None, [0.5], [0.25])(IMAGES), network(OWN_IMAGES).logits)
 
 
 @pytest.mark.parametrize(
@@ -344,31 +388,30 @@ def test_transformers__unknown_normalization(load, tmp_path, processor):
         ({**PROCESSOR, "do_flip_channel_order": True}, None, "do_flip_channel_order"),
         ({**PROCESSOR, "include_top": True}, None, "include_top"),
         ({**PROCESSOR, "rescale_offset": True}, None, "rescale_offset"),
-        (
-            PROCESSOR,
-            lambda: ResNetForImageClassification(tiny(labels=7)),
-            "7 outputs .* 10 outputs",
-        ),
+        (PROCESSOR, lambda: ResNetForImageClassification(tiny(7)), "7 outputs .* 10 outputs"),
         (PROCESSOR, lambda: ResNetModel(tiny()), "no trained image classifier"),
     ],
 )
-def test_transformers__refused(load, tmp_path, processor, network, message):
-    saved(tmp_path / "net", processor, network and network())
+def test_transformers__refused(hub, processor, network, message):
+    hub.put(processor, network and network())
     with pytest.raises(InputError, match=message):
-        load(tmp_path / "net")
+        hub.load()
 
 
-def test_transformers__half_precision_weights(load, tmp_path):
-    saved(tmp_path / "net", network=ResNetForImageClassification(tiny()).half())
-    assert load(tmp_path / "net")(IMAGES).dtype == torch.float32
+def test_transformers__half_precision_weights(hub):
+    hub.put(network=ResNetForImageClassification(tiny()).half())
+    assert hub.load()(IMAGES).dtype == torch.float32
 
 
-def test_transformers__published_weight_file(load, tmp_path):
-    network = saved(tmp_path / "net")
-    saved(tmp_path / "other", network=ResNetForImageClassification(tiny(labels=3)))
-    file = f"teacher.weights={tmp_path}/net/model.safetensors"
-    teacher = load(tmp_path / "other", file, *OWN)
-    torch.testing.assert_close(teacher(IMAGES), network((IMAGES - 0.5) / 0.25).logits)
+def test_transformers__published_weight_file(build_teacher, hub):
+    network = hub.put()
+    file = (hub.folder / "model.safetensors").rename("mine.safetensors")
+    hub.put(network=ResNetForImageClassification(tiny(labels=3)))
+    name = f"teacher.name={hub.folder}"
+    teacher = build_teacher(
+        "data=cifar10", "teacher=transformers", name, f"teacher.weights={file}", *OWN
+    )
+    torch.testing.assert_close(teacher(IMAGES), network(OWN_IMAGES).logits)
 
 
 def test_transformers__fresh_student(config, tmp_path):
@@ -384,28 +427,18 @@ def test_transformers__fresh_student(config, tmp_path):
     with pytest.raises(InputError, match=r"from_transformers.*architecture=\{"):
         load_classifier(tmp_path / "s.safetensors")
     loaded, facts = load_classifier(tmp_path / "s.safetensors", student.description["architecture"])
-    images = torch.rand(2, 1, 16, 16)
-    assert torch.equal(loaded(images), student.eval()(images))
+    assert torch.equal(loaded(GRAY), student.eval()(GRAY))
     assert facts["classifier"]["architecture"]["name"] == f"{tmp_path}/net"
 
 
-def test_transformers__code_beside_a_model_does_not_run(load, tmp_path):
-    saved(tmp_path / "net")
-    described = json.loads((tmp_path / "net/config.json").read_text())
-    described |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
-    (tmp_path / "net/config.json").write_text(json.dumps(described))
-    (tmp_path / "net/mine.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
-    with pytest.raises(InputError, match="cannot be loaded"):
-        load(tmp_path / "net")
-    assert not (tmp_path / "marker").exists()
-
-
-def test_transformers__unknown_name(config, load, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nobody/nothing", "'nobody/nothing' cannot be loaded.*local folder"), (None, "name=")],
+)
+def test_transformers__unknown_name(name, message, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"'nobody/nothing' cannot be loaded.*local folder"):
-        load("nobody/nothing")
-    with pytest.raises(InputError, match="name="):
-        build(config("student=transformers").student)
+    with pytest.raises(InputError, match=message):
+        load_teacher(description("transformers", name))
 
 
 # torch.hub, with a folder in place of GitHub
@@ -426,57 +459,46 @@ def tiny(num_classes=4, pretrained=False):
 def broken():
     raise KeyError("no such file")
 """
-TRUST = "teacher.trust_code=true"
-PRETRAINED = "+teacher.architecture.pretrained=true"
 
 
 @pytest.fixture
-def hub(config, tmp_path):
-    """Build the teacher that these options choose from a local repository."""
+def repo(tmp_path):
     (tmp_path / "repo").mkdir()
     (tmp_path / "repo/hubconf.py").write_text(HUBCONF)
-    local = [f"teacher.repo={tmp_path}/repo", "teacher.source=local", "teacher.name=tiny"]
-    return lambda *options: build(config("teacher=torch_hub", *local, *options).teacher)
+    return tmp_path / "repo"
 
 
-@pytest.mark.parametrize("classes", [4, 7])
-def test_torch_hub__published_teacher(hub, classes):
-    more = [f"+teacher.architecture.num_classes={classes}"] if classes != 4 else []
-    teacher = hub(TRUST, PRETRAINED, *OWN, *more)
+def test_torch_hub__published_teacher(build_teacher, repo):
+    """Nothing runs before it is trusted."""
+    options = [
+        "teacher=torch_hub", f"teacher.repo={repo}", "teacher.source=local", "teacher.name=tiny",
+        "+teacher.architecture.pretrained=true", "+teacher.architecture.num_classes=7", *OWN,
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"code of '.*/repo'.*trust_code=true"):
+        build_teacher(*options)
+    assert not (repo / "marker").exists()
+    teacher = build_teacher(*options, "teacher.trust_code=true")
     torch.manual_seed(3)
-    expected = nn.Linear(3 * 32 * 32, classes)(((IMAGES - 0.5) / 0.25).flatten(1))
+    expected = nn.Linear(3 * 32 * 32, 7)(OWN_IMAGES.flatten(1))
     torch.testing.assert_close(teacher(IMAGES), expected)
 
 
-def test_torch_hub__own_weights(hub):
-    mine = nn.Linear(3 * 32 * 32, 4)
-    torch.save({f"1.{key}": value for key, value in mine.state_dict().items()}, "my.pth")
-    teacher = hub(TRUST, PRETRAINED, *OWN, "teacher.weights=my.pth")
-    torch.testing.assert_close(teacher(IMAGES), mine(((IMAGES - 0.5) / 0.25).flatten(1)))
-
-
-def test_torch_hub__nothing_runs_without_trust(hub, tmp_path):
-    with pytest.raises(InputError, match=r"code of '.*/repo'.*trust_code=true"):
-        hub(*OWN)
-    assert not (tmp_path / "repo/marker").exists()
-    hub(*OWN, TRUST)
-    assert (tmp_path / "repo/marker").exists()
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("given", "message"),
     [
-        ([], "mean="),
-        (["teacher.name=broken"], "'broken' of '.*/repo'.*source=local"),
-        (["teacher.name=nothing"], "'nothing' of '.*/repo'.*source=local"),
+        ({"name": "tiny"}, "mean="),
+        ({"name": "broken"}, "'broken' of '.*/repo'.*source=local"),
+        ({"name": "nothing"}, "'nothing' of '.*/repo'.*source=local"),
+        ({"name": "tiny", "repo": None}, "repo=OWNER/NAME"),
     ],
 )
-def test_torch_hub__refused(hub, options, message):
+def test_torch_hub__refused(repo, given, message):
+    target = {"_target_": "nayer_pl.networks.from_torch_hub", "repo": str(repo), "source": "local"}
     with pytest.raises(InputError, match=message):
-        hub(TRUST, *options)
+        load_teacher({**target, "trust_code": True, **given})
 
 
-def test_torch_hub__github(config, monkeypatch):
+def test_torch_hub__github(monkeypatch):
     asked = {}
 
     def load(repo, name, **options):
@@ -484,9 +506,6 @@ def test_torch_hub__github(config, monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(torch.hub, "load", load)
-    chosen = ["teacher=torch_hub", "teacher.name=net", TRUST]
     with pytest.raises(InputError, match=r"no route.*repo.*source=local"):
-        build(config(*chosen, "teacher.repo=owner/name").teacher)
+        from_torch_hub("owner/name", "net", trust_code=True)
     assert asked == {"repo": "owner/name", "name": "net", "source": "github", "trust_repo": True}
-    with pytest.raises(InputError, match="repo=OWNER/NAME"):
-        build(config(*chosen).teacher)

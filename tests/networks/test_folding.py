@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 
 from nayer_pl import Classifier, networks
 from nayer_pl.networks.folding import FusedConv, folded, fused
@@ -32,10 +31,22 @@ def norms(module):
     return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
 
 
+def fused_layers(network):
+    return [module for module in network.modules() if isinstance(module, FusedConv)]
+
+
+def passes(network):
+    """ReLUs, sums and BatchNorms that still are a pass over memory of their own."""
+    calls = [node.target for node in network.graph.nodes if node.op == "call_function"]
+    modules = [node.target for node in network.graph.nodes if node.op == "call_module"]
+    norms = [name for name in modules if isinstance(network.get_submodule(name), nn.BatchNorm2d)]
+    return len([call for call in calls if "mean" not in str(call)]) + len(norms)
+
+
 @pytest.mark.parametrize("dtype", [None, pytest.param(torch.float32, marks=onednn)])
 @pytest.mark.parametrize(
-    ("name", "left"),  # what follows an addition or the pre-activation of another block stays
-    [("resnet18", 0), ("vgg11", 0), ("wrn16_1", 7), ("mobilenetv2", 0), ("resnet20", 0)],
+    ("name", "left"),  # BatchNorms that follow an addition or the pre-activation of another block
+    [("vgg11", 0), ("wrn16_1", 7), ("resnet20", 0), ("mobilenetv2", 0), ("shufflenetv2", 0)],
 )
 def test_folded__same_function(name, left, dtype):
     plain = trained(getattr(networks, name)(num_classes=7))
@@ -44,11 +55,17 @@ def test_folded__same_function(name, left, dtype):
     images = torch.rand(5, *IMAGES, requires_grad=True)
     expected = plain.eval()(images)
     torch.testing.assert_close(fast(images), expected, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(images), expected, rtol=1e-4, atol=1e-4)
     (of_plain,) = torch.autograd.grad(expected.square().sum(), images)
     (of_fast,) = torch.autograd.grad(fast(images).square().sum(), images)
     # Not value by value: where a ReLU is about to open, a rounding decides about a whole path.
     assert (of_fast - of_plain).norm() < 1e-2 * of_plain.norm()
     assert norms(fast) == left < norms(plain)
+    if dtype:
+        assert len(fused_layers(fast)) > 3
+    if dtype and name.startswith(("wrn", "resnet")):
+        assert passes(fast.network) == 0 < passes(folded(plain, IMAGES).network)
     assert not any(parameter.requires_grad for parameter in fast.parameters())
     for key, value in plain.state_dict().items():
         assert torch.equal(value, before[key])
@@ -87,44 +104,8 @@ def test_folded__untraceable_network(network):
     assert folded(plain, IMAGES) is plain
 
 
-def fused_layers(network):
-    return [module for module in network.modules() if isinstance(module, FusedConv)]
-
-
-def passes(network):
-    """ReLUs, sums and BatchNorms that still are a pass over memory of their own."""
-    calls = [node for node in network.graph.nodes if node.op == "call_function"]
-    modules = [node.target for node in network.graph.nodes if node.op == "call_module"]
-    norms = [name for name in modules if isinstance(network.get_submodule(name), nn.BatchNorm2d)]
-    return len([node for node in calls if "mean" not in str(node.target)]) + len(norms)
-
-
-@pytest.mark.parametrize(
-    ("name", "left"),
-    [
-        ("wrn16_1", 0),
-        ("resnet18", 0),
-        ("resnet20", 0),
-        ("vgg11", None),
-        ("mobilenetv2", None),
-        ("shufflenetv2", None),
-    ],
-)
 @onednn
-@torch.no_grad()
-def test_fused__fewer_passes(name, left):
-    plain = fuse(trained(getattr(networks, name)(num_classes=7)).freeze().network)
-    fast = fused(plain, torch.float32)
-    images = torch.rand(5, *IMAGES)
-    torch.testing.assert_close(fast(images), plain(images), rtol=1e-4, atol=1e-4)
-    assert not fused_layers(plain)
-    assert len(fused_layers(fast)) > 3
-    if left is not None:
-        assert passes(fast) == left < passes(plain)
-
-
-@onednn
-@pytest.mark.parametrize("name", ["wrn16_1", "resnet18"])
+@pytest.mark.parametrize("name", ["wrn16_1", "resnet20"])
 def test_fused__bfloat16_is_as_exact_as_autocast(name):
     plain = trained(getattr(networks, name)(num_classes=7)).freeze()
     images = torch.rand(32, *IMAGES)
@@ -135,19 +116,6 @@ def test_fused__bfloat16_is_as_exact_as_autocast(name):
         with torch.autocast("cpu", torch.bfloat16):
             errors = [(net(images).double() - truth).norm() / truth.norm() for net in (plain, fast)]
     assert 0 < errors[1] < 1.5 * errors[0] < 0.1
-
-
-@onednn
-def test_fused__gradients():
-    # In double, since no rounding then opens another ReLU.
-    plain = fuse(trained(networks.wrn16_1(num_classes=7)).freeze().network.double())
-    fast = fused(plain, torch.float32)
-    images = torch.rand(3, *IMAGES, dtype=torch.float64, requires_grad=True)
-    gradients = [
-        torch.autograd.grad(net(images).square().sum(), images)[0] for net in (plain, fast)
-    ]
-    torch.testing.assert_close(*gradients)
-    assert gradients[0].norm() > 0
 
 
 class Odd(nn.Module):
@@ -170,7 +138,7 @@ class Odd(nn.Module):
         return F.relu(y) - y
 
     def called_twice(self, x):
-        return F.relu(self.conv(F.relu(self.conv(x))))
+        return self.conv(F.relu(self.conv(x)))
 
     def to_itself(self, x):
         y = self.conv(x)
@@ -214,8 +182,8 @@ def test_fused__unusual_forward_passes(how):
     plain = trained(Odd(how)).freeze()
     images = torch.rand(4, *IMAGES)
     expected = plain(images)
-    fast = folded(plain, IMAGES, torch.float32)
-    torch.testing.assert_close(fast(images), expected)
+    fast = fused(folded(plain, IMAGES).network, torch.float32)
+    torch.testing.assert_close(fast((images - 0.4) / 0.3), expected)
     fusable = {"one_relu_module_for_all": 2, "a_sum_of_two": 1, "in_place": 1, "to_itself": 0}
     if how in fusable:
         assert len(fused_layers(fast)) == fusable[how]

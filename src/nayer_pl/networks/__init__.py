@@ -1,7 +1,7 @@
 """Architectures, and what turns one into a teacher or a student."""
 
 from nayer_pl.networks import cifar, mobile, resnet
-from nayer_pl.networks.cifar import *  # noqa: F403  # noqa: F403
+from nayer_pl.networks.cifar import *  # noqa: F403
 from nayer_pl.networks.classifier import Classifier, build_classifier
 from nayer_pl.networks.external import (
     from_timm,

@@ -112,11 +112,8 @@ class VGG(nn.Module):
         for i, widths in enumerate(blocks):
             layers: list[nn.Module] = []
             for width in widths:
-                layers += [
-                    nn.Conv2d(width_in, width, 3, padding=1),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(),
-                ]
+                convolution = nn.Conv2d(width_in, width, 3, padding=1)
+                layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
                 width_in = width
             self.add_module(f"block{i}", nn.Sequential(*layers))
         self.classifier = nn.Linear(width_in, num_classes)

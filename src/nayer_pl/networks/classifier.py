@@ -85,11 +85,8 @@ class Classifier(nn.Module):
     def copy_normalization(self, other: "Classifier") -> None:
         """Normalize as another classifier does; a student normalizes as its teacher.
 
-        Args:
-            other: a classifier that has a normalization.
-
         Raises:
-            InputError: it has none.
+            InputError: the other one has no normalization.
         """
         if other.mean is None or other.std is None:
             raise InputError("The other classifier has no normalization; give it mean and std.")
@@ -98,10 +95,8 @@ class Classifier(nn.Module):
     @property
     def description(self) -> dict[str, Any] | None:
         """The arguments of `build_classifier` that rebuild this; None if they are not known."""
-        architecture = getattr(self.network, "architecture", None)
-        if architecture is None:
-            return None
-        return {"architecture": architecture, **self.normalization}
+        known = getattr(self.network, "architecture", None)
+        return None if known is None else {"architecture": known, **self.normalization}
 
     @property
     def normalization(self) -> dict[str, list[float]]:
@@ -117,10 +112,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def num_classes(self, image_shape: Sequence[int]) -> int:
-        """Number of logits, found by classifying one gray image.
-
-        Args:
-            image_shape: (C, H, W) of the images.
+        """Number of logits for images of shape (C, H, W), found by classifying a gray one.
 
         Raises:
             InputError: the network does not take images of this shape, or returns no logits.
@@ -133,12 +125,8 @@ class Classifier(nn.Module):
                 f"{image_shape[0]} channels; give one value for all of them, or one for each."
             )
         try:
-            image = self.dummy_images(image_shape)
-            if self.mean is not None and self.std is not None:
-                image = (image - self.mean) / self.std
             with preserve_mode(self):
-                self.eval()
-                answer: Any = self.network(image)
+                answer: Any = self.eval().network(self.dummy_images(image_shape))
         except Exception as error:  # networks of others can raise anything
             raise InputError(
                 f"{name} does not take images of shape {tuple(image_shape)}: "
@@ -151,10 +139,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def check_train_forward(self, image_shape: Sequence[int]) -> None:
-        """Call the network once in training mode, and leave its state as it is.
-
-        Args:
-            image_shape: (C, H, W) of the images.
+        """Call the network once in training mode with images of shape (C, H, W), and restore it.
 
         Raises:
             InputError: it returns no logits.
@@ -162,8 +147,7 @@ class Classifier(nn.Module):
         before = [buffer.clone() for buffer in self.network.buffers()]
         try:
             with preserve_mode(self):
-                self.train()
-                self(self.dummy_images(image_shape, count=2))
+                self.train()(self.dummy_images(image_shape, count=2))
         finally:
             for buffer, value in zip(self.network.buffers(), before, strict=True):
                 buffer.copy_(value)

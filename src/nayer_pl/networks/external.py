@@ -2,7 +2,8 @@
 
 Those of timm and torchvision can be rebuilt from a weight file that names them. Those of
 transformers and torch.hub cannot: they read a folder, the Hub or code, and a weight file must not
-choose which.
+choose which. With published weights, a network carries their `normalization` for
+`build_classifier`.
 """
 
 from typing import Any, Literal
@@ -46,7 +47,7 @@ def from_timm(
         found = facts["num_classes"], facts["input_size"][0]
         _check_head_shape(name, found, (num_classes, channels))
         network = timm.create_model(name, pretrained=True)
-    _attach_normalization(network, facts["mean"], facts["std"])
+    network.normalization = {"mean": facts["mean"], "std": facts["std"]}
     return network
 
 
@@ -90,7 +91,7 @@ def from_torchvision(
     with weights_only_load(), friendly_errors(failure, advice):
         network = models.get_model(name, weights=weights)
     transforms = weights.transforms()
-    _attach_normalization(network, transforms.mean, transforms.std)
+    network.normalization = {"mean": transforms.mean, "std": transforms.std}
     return network
 
 
@@ -124,25 +125,23 @@ def from_transformers(
     from transformers import AutoConfig, AutoModelForImageClassification
 
     _require_name(name, "transformers", "microsoft/resnet-50")
-    plain: dict[str, Any] = {"trust_remote_code": False}
-    missing: Any = ()
     failure = f"The image classifier '{name}' cannot be loaded"
     advice = "without internet access set its name to a local folder"
     with weights_only_load(), friendly_errors(failure, advice):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if pretrained:
-            config = AutoConfig.from_pretrained(name, **plain)
             found = config.num_labels, getattr(config, "num_channels", 3)
             _check_head_shape(name, found, (num_classes, channels))
             network, report = AutoModelForImageClassification.from_pretrained(
-                name, output_loading_info=True, **plain
+                name, output_loading_info=True, trust_remote_code=False
             )
-            missing = report["missing_keys"]
+            if missing := report["missing_keys"]:
+                raise InputError(
+                    f"'{name}' is no trained image classifier: it has no {min(missing)}."
+                )
         else:
-            config = AutoConfig.from_pretrained(name, num_labels=num_classes, **plain)
-            config.num_channels = channels
-            network = AutoModelForImageClassification.from_config(config, **plain)
-    if missing:
-        raise InputError(f"'{name}' is no trained image classifier: it has no {min(missing)}.")
+            config.num_labels, config.num_channels = num_classes, channels
+            network = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     if pretrained:
         _attach_processor(network, name)
     # A hook and not a wrapper, so that the weights keep their published names.
@@ -176,7 +175,10 @@ def _attach_processor(network: nn.Module, name: str) -> None:
     if not facts.get("do_normalize", True):
         mean, std = [0.0], [1.0]
     if mean is not None and std is not None:
-        _attach_normalization(network, (m / scale for m in mean), (s / scale for s in std))
+        network.normalization = {  # type: ignore[assignment]
+            "mean": [value / scale for value in mean],
+            "std": [value / scale for value in std],
+        }
 
 
 def from_torch_hub(
@@ -229,8 +231,3 @@ def _check_head_shape(name: str, found: tuple[int, int], wanted: tuple[int, int]
             f"channels, {wanted[0]} outputs for {wanted[1]} channels are wanted; give weights that "
             "were trained for these as weights=PATH, or choose the data set of these."
         )
-
-
-def _attach_normalization(network: nn.Module, mean: Any, std: Any) -> None:
-    """Store with `network` the normalization of its weights, for `build_classifier`."""
-    network.normalization = {"mean": list(mean), "std": list(std)}  # type: ignore[assignment]

@@ -8,6 +8,7 @@ section 3.2). On a CPU, oneDNN then computes ReLUs and sums together with the co
 import copy
 import logging
 import operator
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -26,16 +27,11 @@ log = logging.getLogger(__name__)
 def folded(
     classifier: Classifier, image_shape: Sequence[int], dtype: torch.dtype | None = None
 ) -> Classifier:
-    """A frozen copy that computes the same function in evaluation mode.
+    """A frozen copy that computes the same function of images [B, *image_shape] in evaluation mode.
 
-    Every BatchNorm2d that is the only user of a convolution's result becomes part of it. A
-    classifier whose forward pass torch.fx cannot trace, or whose copy would return other logits,
-    is returned itself.
-
-    Args:
-        classifier: on any device; not changed.
-        image_shape: (C, H, W) that it takes.
-        dtype: float32 or bfloat16, of the fused layers on a CPU; None fuses nothing.
+    Every BatchNorm2d that is the only user of a convolution's result becomes part of it. On a CPU,
+    `dtype` (float32 or bfloat16) fuses more layers and is what these compute in. A classifier whose
+    forward pass torch.fx cannot trace, or whose copy would return other logits, is returned itself.
     """
     rng = torch.Generator().manual_seed(0)  # its own, so that no other random numbers change
     probe = torch.rand(2, *image_shape, generator=rng).to(next(classifier.parameters()).device)
@@ -75,12 +71,8 @@ SUMS = {operator.add, operator.iadd, torch.add}
 class FusedConv(nn.Module):
     """A frozen convolution or BatchNorm, then perhaps a sum, then perhaps a ReLU, in one pass.
 
-    With gradients enabled it computes the same with ordinary layers, one after the other.
-
-    Args:
-        layer: Conv2d, or a BatchNorm2d in evaluation mode (a 1x1 convolution of each channel).
-        relu: whether a ReLU comes last.
-        dtype: of the fused computation.
+    The BatchNorm is in evaluation mode: a 1x1 convolution of each channel. With gradients enabled
+    the ordinary layers compute the same, one after the other.
     """
 
     weight: Tensor
@@ -126,17 +118,14 @@ def affine(norm: Any) -> tuple[Tensor, Tensor]:
 def fused(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
     """A copy in which convolutions and BatchNorms include the sums and ReLUs that follow them.
 
-    These would otherwise read again what a convolution just wrote to memory.
-
-    Args:
-        network: traced, frozen, in evaluation mode, on a CPU.
-        dtype: of the fused layers.
+    These would otherwise read again what a convolution just wrote to memory. The network is traced,
+    frozen, in evaluation mode and on a CPU.
     """
     network = copy.deepcopy(network)
+    calls = Counter(node.target for node in network.graph.nodes)
     for node in list(network.graph.nodes):
         layer = _layer(network, node)
-        calls = sum(other.target == node.target for other in network.graph.nodes)
-        if layer is not None and calls == 1 and _fusable(layer):
+        if layer is not None and calls[node.target] == 1 and _fusable(layer):
             _fuse(network, node, layer, dtype)
     network.graph.lint()
     network.recompile()

@@ -1,7 +1,8 @@
 """Watching the layers of a network for one call, and changing its mode for a while."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,11 +10,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def preserve_mode(module: nn.Module) -> Iterator[None]:
-    """On leaving, put every submodule back into the mode (training or evaluation) it was in.
-
-    Args:
-        module: whose mode may change meanwhile.
-    """
+    """On leaving, put every submodule back into the mode (training or evaluation) it was in."""
     modes = [(each, each.training) for each in module.modules()]
     try:
         yield
@@ -24,19 +21,7 @@ def preserve_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and gradients through the module but not for its parameters.
-
-    Args:
-        module: restored on leaving.
-
-    Example:
-        >>> layer = nn.Linear(2, 1)
-        >>> with frozen(layer):
-        ...     layer.training, layer.weight.requires_grad
-        (False, False)
-        >>> layer.training, layer.weight.requires_grad
-        (True, True)
-    """
+    """Evaluation mode, and gradients through the module but not for its parameters, for a while."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with preserve_mode(module):
         module.eval().requires_grad_(False)
@@ -50,54 +35,32 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def layer_inputs(
     module: nn.Module, images: Tensor, layers: Iterable[str]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Call a network, and return its logits and the inputs of some of its layers.
+    """Logits of images [B, C, H, W], and the last input of each of these layers.
 
-    Args:
-        module: a network, or a `Classifier` around one.
-        images: [B, C, H, W].
-        layers: names of layers within the network.
-
-    Returns:
-        The logits, and each layer's input by name, in the order in which the layers were last
-        called.
+    The layers are named within the network, also where `module` is a `Classifier` around it; they
+    are returned in the order in which they were last called.
     """
-    return _watched(module, images, layers, "register_forward_pre_hook", lambda given: given[0])
+    return _watched(module, images, layers, nn.Module.register_forward_pre_hook)
 
 
 def layer_outputs(
     module: nn.Module, images: Tensor, layers: Iterable[str]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Call a network, and return its logits and the outputs of some of its layers.
-
-    Args:
-        module: a network, or a `Classifier` around one.
-        images: [B, C, H, W].
-        layers: names of layers within the network.
-
-    Returns:
-        The logits, and each layer's output by name, in the order in which the layers last finished.
-    """
-    return _watched(module, images, layers, "register_forward_hook", lambda _given, out: out)
+    """As `layer_inputs`, but the outputs, in the order in which the layers last finished."""
+    return _watched(module, images, layers, nn.Module.register_forward_hook)
 
 
 def _watched(
-    module: nn.Module, images: Tensor, layers: Iterable[str], register: str, pick: Any
+    module: nn.Module, images: Tensor, layers: Iterable[str], register: Callable[..., Any]
 ) -> tuple[Tensor, dict[str, Any]]:
     seen: dict[str, Any] = {}
 
-    def keep(name: str, *call: Any) -> None:
+    def keep(name: str, _: nn.Module, inputs: tuple[Any, ...], *output: Any) -> None:
         seen.pop(name, None)  # the last call of a layer counts
-        seen[name] = pick(*call)
+        seen[name] = output[0] if output else inputs[0]
 
     network = getattr(module, "network", module)
-    handles = [
-        getattr(network.get_submodule(name), register)(
-            lambda _module, *call, name=name: keep(name, *call)
-        )
-        for name in layers
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name in layers:
+            hooks.enter_context(register(network.get_submodule(name), partial(keep, name)))
         return module(images), seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -16,13 +16,28 @@ STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3
 
 
 def _convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 1,
+    stride: int = 1,
+    groups: int = 1,
+    activation: type[nn.Module] | None = nn.ReLU,
+) -> list[nn.Module]:
+    layers: list[nn.Module] = [
+        nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+        ),
+        nn.BatchNorm2d(out_channels),
+    ]
+    return layers if activation is None else [*layers, activation()]
+
+
+def _clipped(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    padding = kernel // 2
+    """MobileNetV2's convolution, whose ReLU ends at 6."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU6(),
+        *_convolution(in_channels, out_channels, kernel, stride, groups, activation=nn.ReLU6)
     )
 
 
@@ -33,10 +48,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = in_channels * expansion
         self.conv = nn.Sequential(
-            *([] if expansion == 1 else [_convolution(in_channels, hidden, 1)]),
-            _convolution(hidden, hidden, 3, stride, groups=hidden),
-            nn.Conv2d(hidden, out_channels, 1, bias=False),
-            nn.BatchNorm2d(out_channels),
+            *([] if expansion == 1 else [_clipped(in_channels, hidden, 1)]),
+            _clipped(hidden, hidden, 3, stride, groups=hidden),
+            *_convolution(hidden, out_channels, activation=None),
         )
         self.has_shortcut = stride == 1 and in_channels == out_channels
 
@@ -48,20 +62,18 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """Stem, seven stages of inverted residuals, 1x1 convolution, pooling, dropout, linear.
 
-    Args:
-        strides: of the stem, and of the first block of each stage.
-        num_classes, channels: of the logits and of the images.
+    `strides` are those of the stem and of the first block of each stage.
     """
 
     def __init__(self, strides: tuple[int, ...], num_classes: int, channels: int) -> None:
         super().__init__()
         width_in = 32
-        layers: list[nn.Module] = [_convolution(channels, width_in, 3, strides[0])]
+        layers: list[nn.Module] = [_clipped(channels, width_in, 3, strides[0])]
         for (expansion, width, depth), stride in zip(STAGES, strides[1:], strict=True):
             for i in range(depth):
                 layers.append(InvertedResidual(width_in, width, stride if i == 0 else 1, expansion))
                 width_in = width
-        self.features = nn.Sequential(*layers, _convolution(width_in, 1280, 1))
+        self.features = nn.Sequential(*layers, _clipped(width_in, 1280, 1))
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,59 +102,37 @@ def mobilenetv2_imagenet(num_classes: int, channels: int = 3) -> MobileNetV2:
     return MobileNetV2((2, 1, 2, 2, 2, 1, 2, 1), num_classes, channels)
 
 
-def _pointwise(in_channels: int, out_channels: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-    return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU()]
+class ShuffleUnit(nn.Module):
+    """Two branches whose channels then take turns (figure 3c and d of the paper).
 
-
-def _depthwise(channels: int, stride: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
-    return [convolution, nn.BatchNorm2d(channels)]
-
-
-def _branch(in_channels: int, width: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        *_pointwise(in_channels, width), *_depthwise(width, stride), *_pointwise(width, width)
-    )
-
-
-def shuffle(left: Tensor, right: Tensor) -> Tensor:
-    """Two [B, C, H, W] -> [B, 2 C, H, W], their channels in turn."""
-    return torch.stack((left, right), dim=2).flatten(1, 2)
-
-
-class BasicUnit(nn.Module):
-    """Convolves one half of the channels and keeps the other (figure 3c of the paper)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.branch2 = _branch(channels // 2, channels // 2, stride=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, H, W] -> the same shape."""
-        kept, convolved = x.chunk(2, dim=1)
-        return shuffle(kept, self.branch2(convolved))
-
-
-class DownsamplingUnit(nn.Module):
-    """Halves the resolution in two branches of all channels (figure 3d of the paper)."""
+    Where the width changes, both branches convolve all channels and halve the resolution. Elsewhere
+    the first keeps one half of the channels, and the second convolves the other half.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        width = out_channels // 2
-        self.branch1 = nn.Sequential(
-            *_depthwise(in_channels, stride=2), *_pointwise(in_channels, width)
+        width, self.halves = out_channels // 2, in_channels != out_channels
+        stride, branch_in = (2, in_channels) if self.halves else (1, width)
+        if self.halves:
+            self.branch1 = nn.Sequential(
+                *_convolution(in_channels, in_channels, 3, 2, in_channels, activation=None),
+                *_convolution(in_channels, width),
+            )
+        self.branch2 = nn.Sequential(
+            *_convolution(branch_in, width),
+            *_convolution(width, width, 3, stride, width, activation=None),
+            *_convolution(width, width),
         )
-        self.branch2 = _branch(in_channels, width, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] -> [B, out_channels, H / 2, W / 2]."""
-        return shuffle(self.branch1(x), self.branch2(x))
+        """[B, in_channels, H, W] -> [B, out_channels, H / stride, W / stride]."""
+        left, right = (self.branch1(x), x) if self.halves else x.chunk(2, dim=1)
+        return torch.stack((left, self.branch2(right)), dim=2).flatten(1, 2)
 
 
 def _stage(in_channels: int, out_channels: int, depth: int) -> nn.Sequential:
-    rest = (BasicUnit(out_channels) for _ in range(depth - 1))
-    return nn.Sequential(DownsamplingUnit(in_channels, out_channels), *rest)
+    rest = (ShuffleUnit(out_channels, out_channels) for _ in range(depth - 1))
+    return nn.Sequential(ShuffleUnit(in_channels, out_channels), *rest)
 
 
 class ShuffleNetV2(nn.Module):
@@ -150,13 +140,11 @@ class ShuffleNetV2(nn.Module):
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(
-            nn.Conv2d(channels, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()
-        )
+        self.conv1 = nn.Sequential(*_convolution(channels, 24, 3))
         self.stage2 = _stage(24, 116, depth=4)
         self.stage3 = _stage(116, 232, depth=8)
         self.stage4 = _stage(232, 464, depth=4)
-        self.conv5 = nn.Sequential(*_pointwise(464, 1024))
+        self.conv5 = nn.Sequential(*_convolution(464, 1024))
         self.fc = nn.Linear(1024, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -72,27 +72,28 @@ def load_classifier(
     _, facts = read_weights(path)
     if architecture is None:
         architecture = _named_architecture(path, facts.get("classifier"))
-    classifier = build_classifier(architecture, mean, std, weights=path)
-    if not classifier.has_normalization:
-        raise InputError(
-            f"'{path}' does not say how its images were normalized; give mean=[...] and std=[...]."
-        )
-    return classifier.freeze(), facts
+    return _frozen(build_classifier(architecture, mean, std, weights=path)), facts
 
 
 def _named_architecture(path: str | Path, description: Any) -> Mapping[str, Any]:
     named = description.get("architecture") if isinstance(description, Mapping) else None
     target = named.get("_target_") if isinstance(named, Mapping) else None
     if target not in BUILDERS:
+        theirs = f" but '{target}'; if you trust it, give architecture={named}."
+        none = "; give it as architecture={'_target_': ...}."
         raise InputError(
-            f"'{path}' does not name an architecture of this package"
-            + (
-                f" but '{target}'; if you trust it, give architecture={named}."
-                if target
-                else "; give it as architecture={'_target_': ...}."
-            )
+            f"'{path}' does not name an architecture of this package{theirs if target else none}"
         )
     return named  # type: ignore[return-value]
+
+
+def _frozen(classifier: Classifier) -> Classifier:
+    if not classifier.has_normalization:
+        raise InputError(
+            "These weights do not say how their images were normalized; give the per-channel "
+            "values that they were trained with as mean=[...] and std=[...]."
+        )
+    return classifier.freeze()
 
 
 def load_teacher(
@@ -133,28 +134,19 @@ def load_teacher(
     ours = architecture.get("_target_") in BUILDERS  # built with untrained weights
     if weights is None and not architecture.get("pretrained", not ours):
         raise InputError("An untrained teacher has nothing to teach; give weights=PATH.")
-    teacher = build_classifier(architecture, mean, std, weights, prefix, trust_code)
-    if not teacher.has_normalization:
-        raise InputError(
-            "These weights do not say how the teacher's images were normalized; give the "
-            "per-channel values it was trained with as mean=[...] and std=[...]."
-        )
-    return teacher.freeze()
+    return _frozen(build_classifier(architecture, mean, std, weights, prefix, trust_code))
 
 
 def check_no_shared_weights(teacher: Classifier, student: Classifier) -> None:
     """Refuse a student whose training would change its teacher.
 
-    Args:
-        teacher: stays as it is.
-        student: is trained.
-
     Raises:
         InputError: they share a module or a parameter.
     """
-    theirs = {id(module) for module in teacher.modules()}
-    theirs |= {id(parameter) for parameter in teacher.parameters()}
-    if any(id(part) in theirs for part in (*student.modules(), *student.parameters())):
+    parts, others = (
+        {id(part) for part in (*net.modules(), *net.parameters())} for net in (teacher, student)
+    )
+    if parts & others:
         raise InputError(
             "Teacher and student are the same object, or have a network, a layer or weights in "
             "common; build two."

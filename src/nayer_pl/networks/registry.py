@@ -40,10 +40,9 @@ def architecture(build: Callable[..., Network]) -> Callable[..., Network]:
     def wrapper(*args: Any, **kwargs: Any) -> Network:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        network = build(*args, **kwargs)
-        named = {k: v for k, v in bound.arguments.items() if k not in rest}
+        network, named = build(*args, **kwargs), bound.arguments
         for name in rest:
-            named |= bound.arguments[name]
+            named |= named.pop(name)
         network.architecture = {"_target_": target, **named}  # type: ignore[assignment]
         return network
 
@@ -126,14 +125,10 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
 
 
 def described(module: nn.Module) -> str:
-    """The architecture of a network, or of a classifier's network, in one line.
-
-    Args:
-        module: a network, or a `Classifier`.
+    """The architecture of a network, or of a `Classifier`'s network, in one line.
 
     Example:
         >>> from nayer_pl.networks import wrn16_1
-        >>> from nayer_pl.networks.registry import described
         >>> described(wrn16_1(10))
         'wrn16_1(num_classes=10, channels=3) with 175,066 parameters'
     """

@@ -23,20 +23,11 @@ __all__ = [
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut.
-
-    Args:
-        in_channels: of the input.
-        width: channels of the convolutions.
-        stride: 2 halves the resolution.
-        shortcut: the name of the shortcut in checkpoints.
-    """
+    """Two 3x3 convolutions around a shortcut, which `shortcut` names in checkpoints."""
 
     expansion = 1
 
-    def __init__(
-        self, in_channels: int, width: int, stride: int, shortcut: str = "downsample"
-    ) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, shortcut: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -53,22 +44,14 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut.
+    """1x1, 3x3 and 1x1 convolutions around a shortcut, which `shortcut` names in checkpoints.
 
     The 3x3 convolution halves the resolution, where the paper has the first 1x1 do it ("v1.5").
-
-    Args:
-        in_channels: of the input.
-        width: channels of the 3x3 convolution; the output has four times as many.
-        stride: 2 halves the resolution.
-        shortcut: the name of the shortcut in checkpoints.
     """
 
     expansion = 4
 
-    def __init__(
-        self, in_channels: int, width: int, stride: int, shortcut: str = "downsample"
-    ) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, shortcut: str) -> None:
         super().__init__()
         out_channels = width * self.expansion
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
@@ -88,9 +71,6 @@ class Bottleneck(nn.Module):
         return F.relu(out + self.get_submodule(self.shortcut_name)(x))
 
 
-Block = type[BasicBlock] | type[Bottleneck]
-
-
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """A 1x1 convolution with BatchNorm where the shape changes, else nothing.
 
@@ -104,19 +84,15 @@ def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
     )
 
 
-class ResNet(nn.Module):
-    """Stem, stages of blocks, global average pooling, linear.
+Block = type[BasicBlock] | type[Bottleneck]
 
-    Args:
-        block: of all stages.
-        depths: number of blocks of each stage; every stage but the first halves the resolution.
-        widths: channels of the stem, then the width of each stage.
-        num_classes: number of logits.
-        channels: of the images.
-        for_imagenet: a 7x7 stem of stride 2 and max pooling, which quarter the resolution;
-            otherwise the stem is 3x3 and keeps it.
-        shortcut: the name of the blocks' shortcuts in checkpoints.
-        head: the name of the last layer in checkpoints.
+
+class ResNet(nn.Module):
+    """Stem, stages of `depths` blocks, global average pooling, linear.
+
+    `widths` are the channels of the stem, then the width of each stage; every stage but the first
+    halves the resolution. The stem is 3x3 and keeps it; `for_imagenet` it is 7x7 of stride 2 and
+    followed by max pooling. `shortcut` and `head`, the last layer, are names in checkpoints.
     """
 
     def __init__(
@@ -157,6 +133,7 @@ class ResNet(nn.Module):
 
 
 WIDTHS = (64, 64, 128, 256, 512)
+NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)  # for CIFAR
 
 
 def _small(block: Block, depths: Sequence[int], num_classes: int, channels: int) -> ResNet:
@@ -200,28 +177,27 @@ def resnet50_imagenet(num_classes: int, channels: int = 3) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 6, 3), WIDTHS, num_classes, channels, for_imagenet=True)
 
 
-def _cifar(depth: int, width: int, num_classes: int, channels: int, factor: int = 1) -> ResNet:
-    """Three stages of (depth - 2) / 6 blocks (section 4.2), `factor` times as wide."""
-    widths = (width, 16 * factor, 32 * factor, 64 * factor)
+def _cifar(depth: int, widths: Sequence[int], num_classes: int, channels: int) -> ResNet:
+    """Three stages of (depth - 2) / 6 blocks (section 4.2)."""
     return ResNet(BasicBlock, 3 * [(depth - 2) // 6], widths, num_classes, channels)
 
 
 @architecture
 def resnet20(num_classes: int, channels: int = 3) -> ResNet:
     """ResNet-20 for 32 px; 0.27 M parameters at 10 classes."""
-    return _cifar(20, 16, num_classes, channels)
+    return _cifar(20, NARROW, num_classes, channels)
 
 
 @architecture
 def resnet32(num_classes: int, channels: int = 3) -> ResNet:
     """ResNet-32 for 32 px; 0.47 M parameters at 10 classes."""
-    return _cifar(32, 16, num_classes, channels)
+    return _cifar(32, NARROW, num_classes, channels)
 
 
 @architecture
 def resnet56(num_classes: int, channels: int = 3) -> ResNet:
     """ResNet-56 for 32 px; 0.86 M parameters at 10 classes."""
-    return _cifar(56, 16, num_classes, channels)
+    return _cifar(56, NARROW, num_classes, channels)
 
 
 @architecture
@@ -230,7 +206,7 @@ def resnet8x4(num_classes: int, channels: int = 3) -> ResNet:
 
     Its stages are four times as wide as those of ResNet-8, its stem twice.
     """
-    return _cifar(8, 32, num_classes, channels, factor=4)
+    return _cifar(8, WIDE, num_classes, channels)
 
 
 @architecture
@@ -239,4 +215,4 @@ def resnet32x4(num_classes: int, channels: int = 3) -> ResNet:
 
     Its stages are four times as wide as those of ResNet-32, its stem twice.
     """
-    return _cifar(32, 32, num_classes, channels, factor=4)
+    return _cifar(32, WIDE, num_classes, channels)

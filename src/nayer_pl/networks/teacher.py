@@ -1,7 +1,7 @@
 """The teacher: frozen, asked through a faster copy, and observed at its BatchNorms."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -90,8 +90,7 @@ class FrozenTeacher(nn.Module):
     def require_norms(self, optional: bool = False) -> None:
         """Raise an InputError if there are no BatchNorm statistics to match.
 
-        Args:
-            optional: Whether the method can do without them, with `bn_weight=0`.
+        A method for which they are optional can do without them, with `bn_weight=0`.
         """
         if not self.norms:
             without = (
@@ -108,9 +107,7 @@ class FrozenTeacher(nn.Module):
     def accelerate(self, image_shape: Sequence[int], precision: Any) -> None:
         """Answer from a copy with BatchNorms folded into convolutions, until `decelerate`.
 
-        Args:
-            image_shape: (C, H, W) of the images.
-            precision: As a `lightning.Trainer` has it.
+        The images have `image_shape` (C, H, W); `precision` is a `lightning.Trainer`'s.
         """
         # A plain attribute: as a submodule, the copy would be saved with the teacher.
         self.__dict__["fast"] = folded(self.classifier, image_shape, fused_dtype(precision))
@@ -122,14 +119,6 @@ class FrozenTeacher(nn.Module):
     def train(self, mode: bool = True) -> "Self":
         """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Self":
-        """Move or convert the classifier, and share the new tensors with the observed copy."""
-        super()._apply(fn, recurse)
-        for own, observed in zip(self.classifier.modules(), self._observed.modules(), strict=True):
-            observed._parameters.update(own._parameters)
-            observed._buffers.update(own._buffers)
-        return self
 
 
 class ChannelMoments(torch.autograd.Function):
@@ -164,12 +153,11 @@ class ChannelMoments(torch.autograd.Function):
 
 
 def tied_copy(module: Network) -> Network:
-    """A second module with the same parameters and buffers, not copies of them."""
+    """A second module that holds the first one's parameters and buffers, also after a move."""
     # Not only parameters and buffers: weight normalization keeps what it computes as an attribute.
     kept = [value for part in module.modules() for value in vars(part).values()]
-    shared = {
-        id(tensor): tensor
-        for tensor in [*module.parameters(), *module.buffers(), *kept]
-        if isinstance(tensor, Tensor)
-    }
-    return copy.deepcopy(module, shared)
+    tensors = [*module.parameters(), *module.buffers(), *kept]
+    twin = copy.deepcopy(module, {id(each): each for each in tensors if isinstance(each, Tensor)})
+    for own, other in zip(module.modules(), twin.modules(), strict=True):
+        other._parameters, other._buffers = own._parameters, own._buffers
+    return twin

@@ -20,18 +20,12 @@ from nayer_pl.runtime.files import write_durably
 def read_weights(
     path: str | Path, trust_code: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read every tensor of a file, and its metadata.
+    """Read every tensor of a file by name, and its metadata.
 
     `.safetensors` files carry metadata as JSON. Anything else is opened by `torch.load` and may
-    nest its tensors in dictionaries, whose keys are joined by dots: `state_dict.fc.weight`.
-
-    Args:
-        path: the file.
-        trust_code: open pickles that hold more than tensors, such as a whole `nn.Module`, which
-            can run any code; without it, no code from the file runs.
-
-    Returns:
-        The tensors by name, and the metadata.
+    nest its tensors in dictionaries, whose keys are joined by dots: `state_dict.fc.weight`. A
+    pickle that holds more than tensors, such as a whole `nn.Module`, can run any code when it is
+    opened, and is opened only with `trust_code`.
 
     Raises:
         InputError: the file is damaged, holds no tensors, or would run code.
@@ -78,14 +72,10 @@ def _tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 def load_weights(
     network: nn.Module, path: str | Path, prefix: str | None = None, trust_code: bool = False
 ) -> dict[str, Any]:
-    """Load the weights in `path` into `network`, all of them, and return the file's metadata.
+    """Load all weights in `path` (see `read_weights`), and return the file's metadata.
 
-    Args:
-        network: gets the weights.
-        path: see `read_weights`.
-        prefix: the text before the network's own keys in the file, such as
-            `state_dict.student.network.`; None finds it. Other entries are ignored.
-        trust_code: see `read_weights`.
+    `prefix` is the text before the network's own keys in the file, such as
+    `state_dict.student.network.`; None finds it. Other entries are ignored.
 
     Raises:
         InputError: several networks of the file fit, or none does (keys or shapes differ, and the
@@ -129,8 +119,7 @@ def _find_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path
             f"'{path}' holds several networks that fit, under {' and '.join(map(repr, fitting))}; "
             "choose one with prefix=."
         )
-    most = [prefix for prefix, _ in shared.most_common(1)]
-    return (fitting or most or [""])[0]
+    return fitting[0] if fitting else max(shared, key=shared.__getitem__, default="")
 
 
 def _part(
@@ -149,12 +138,13 @@ def _fits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
 
 def _misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """The differences between `state` and `wanted` in words; empty if it fits."""
-    shapes = {
-        key: (tuple(state[key].shape), tuple(wanted[key].shape)) for key in wanted if key in state
-    }
-    shapes = {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
+    shapes = {
+        key: (tuple(state[key].shape), tuple(wanted[key].shape))
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    }
     # Another number of outputs in any layer but the last would change the layers after it.
     layers = {key.rpartition(".")[0] for key in shapes}
     if not missing and not unexpected and len(layers) == 1:
@@ -169,33 +159,25 @@ def _misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     return "; ".join(f"{kind}: {_first(keys)}" for kind, keys in problems.items() if keys)
 
 
-def _first(keys: list[str], shown: int = 3) -> str:
-    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-    return ", ".join(keys[:shown]) + more
+def _first(keys: list[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + more
 
 
 def save_weights(path: str | Path, network: nn.Module, metadata: Mapping[str, Any]) -> None:
-    """Write a `.safetensors` file, completely or not at all.
-
-    Args:
-        path: the file.
-        network: its state dict is written.
-        metadata: values that JSON can express.
+    """Write the network's state dict, and metadata as JSON, completely or not at all.
 
     Raises:
-        InputError: the path has another suffix, with which it would be read as another format.
+        InputError: the path does not end in `.safetensors`, so it would be read as another format.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"Weights are written to files that end in .safetensors, not to '{path}'.")
-    tensors: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for key, value in network.state_dict().items():
-        tensor = value.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        # A layer may have two names, and the format needs its weights under each.
-        tensors[key] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
+    # Clones, as a layer may have two names, and the format needs its weights under each.
+    tensors = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in network.state_dict().items()
+    }
     facts = {key: json.dumps(value, default=str) for key, value in metadata.items()}
     write_durably(path, save(tensors, {"format": "pt", **facts}))
 
@@ -210,9 +192,6 @@ def _fact(text: str) -> Any:
 
 def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
     """Twelve hexadecimal digits of a hash that is equal for equal weights.
-
-    Args:
-        weights: a module, or the tensors of a file by name.
 
     Example:
         >>> layer = nn.Linear(2, 1)
