@@ -33,6 +33,7 @@ def test_forward__normalizes(channels, mean, std):
         ((0.5, 0.5), (1.0, -1.0)),
         (None, (0.5,)),
         ((0.5,), None),
+        ((0.3 * 255,), (0.38 * 255,)),
     ],
 )
 def test_init__impossible_normalization(mean, std):
