@@ -151,12 +151,10 @@ def watch_rounds() -> Callable[[Any], list[SimpleNamespace]]:
             rounds[-1].made.append(images.detach().clone())
             return images
 
-        def watched_optimize(item: SynthesisRound) -> tuple[Tensor, Tensor, list[str]]:
+        def watched_optimize(item: SynthesisRound) -> tuple[Tensor, dict[str, Tensor]]:
             rounds.append(SimpleNamespace(targets=item.targets, warm_up=item.warm_up, made=[]))
-            images, steps, names = optimize(item)
-            rounds[-1].kept = images
-            rounds[-1].terms = dict(zip(names, steps.unbind(1), strict=True))
-            return images, steps, names
+            rounds[-1].kept, rounds[-1].terms = optimize(item)
+            return rounds[-1].kept, rounds[-1].terms
 
         method.synthesizer.generate, method._optimize_images = watched_generate, watched_optimize
         return rounds

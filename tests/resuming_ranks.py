@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,13 @@ class KeepAll(Checkpoints):
 
 
 class TellOne(Callback):
-    """SIGTERM to rank 1 alone, in the middle of this item."""
+    """SIGTERM to rank 1 alone, in the middle of the fifth item and after it."""
 
-    def __init__(self, item: int) -> None:
-        self.item = item
+    items = 0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.item -= 1
-        if self.item < 0 and RANK == 1:
+        self.items += 1
+        if self.items > 4 and RANK == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -60,17 +60,6 @@ class FullDiskOfRankOne(Callback):
         if RANK == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.room, resource.RLIM_INFINITY))
         self.room = resource.RLIM_INFINITY
-
-
-class Messages(logging.Handler):
-    """Keeps the log messages."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
 
 
 class AtStart(Callback):
@@ -98,7 +87,7 @@ def run(
     method, data, start, timer = distiller(), synthetic(), AtStart(), PhaseTimer()
     checkpoints = folder / of / "checkpoints"
     logger = MetricsFile(folder / of, name="", version="")
-    messages = Messages()
+    messages = MemoryHandler(capacity=1000)
     logging.getLogger("nayer_pl").addHandler(messages)
     trainer = Trainer(
         accelerator="cpu", devices=devices, max_epochs=data.max_epochs, logger=logger,
@@ -117,7 +106,8 @@ def run(
         "generator": copied(method.synthesizer.generator.state_dict()),
         "bank": (data.bank.images, data.bank.labels), "first bank": start.bank,
         "updates": method.student_updates, "results": method.results(), "images": timer.images,
-        "status": status, "said": messages.said,
+        "status": status,
+        "said": [record.getMessage() for record in messages.buffer],
         "metrics": rows(folder / of / "metrics.csv") if RANK == 0 else None,
     }  # fmt: skip
     torch.save(found, folder / f"{name}_{RANK}.pt")
@@ -132,7 +122,7 @@ def main(folder: Path, moments: Sequence[str]) -> None:
     for moment in moments:
         run(folder, f"more_{moment}", of="alone", ckpt=f"{moment}.ckpt")
 
-    run(folder, "told", TellOne(4), of="told")
+    run(folder, "told", TellOne(), of="told")
     run(folder, "told_again", of="told", ckpt="last.ckpt")
     run(folder, "full", FullDiskOfRankOne(), of="full", minutes=0)
 

@@ -1,12 +1,13 @@
-"""The host does not wait for the device between generator steps, nor between reports of the loss.
+"""The host does not wait for the device in a generator step, nor in a student's between reports.
 
-With a GPU, CUDA itself says when it was waited for. Everywhere else every operation is looked at:
-does it hand the host something that only the device knows?
+So longer rounds and epochs wait no more often. With a GPU, CUDA itself says when it was waited for.
+Everywhere else every operation is looked at: does it hand the host something that only the device
+knows?
 """
 
 import traceback
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nayer_pl import RandomCropFlip
-from nayer_pl.bank import DistillationBatch, SynthesisRound
 from nayer_pl.callbacks import PhaseProgressBar
-
-STEPS, UPDATES, EVERY = 4, 12, 5  # of a round; of an epoch; between two reports
-PLAN = {"epochs": 2, "warmup_epochs": 1, "warmup_rounds": 2, "kd_steps": UPDATES}
-ROUNDS = 2 + 2
 
 ON_GPU = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -96,106 +91,65 @@ class Copies(TorchFunctionMode):
 
 
 @contextmanager
-def watching(device: str, note: Note) -> Iterator[None]:
-    """Call `note` whenever the host waits for the device, or would."""
-    if device == "cpu":
-        with ReadingOperations(note), Copies(note):
-            yield
-        return
+def counting(device: str) -> Iterator[Counter[str]]:
+    """Count how often the host waits for the device, or would, by line of the program."""
+    waits: Counter[str] = Counter()
+
+    def note(what: str) -> None:
+        frames = [f for f in traceback.extract_stack() if "torch" not in Path(f.filename).parts]
+        line = next(frame for frame in reversed(frames) if frame.filename != __file__)
+        waits[f"{what}: {Path(line.filename).name}:{line.lineno}"] += 1
 
     def show(message: Any, *_: Any) -> None:
         if "synchronizing CUDA operation" in str(message):
             note("a wait for CUDA")
 
+    if device == "cpu":
+        with ReadingOperations(note), Copies(note):
+            yield waits
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = show
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield
+            yield waits
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
 
-class Journal(Callback):
-    """Where in the run it is, and what the host read there.
-
-    A place reaches to where the next one begins, so Lightning's own work is part of it.
-    """
-
-    def __init__(self) -> None:
-        self.here = ("before training", 0)
-        self.visited: Counter[str] = Counter()
-        self.reads: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-
-    def note(self, what: str) -> None:
-        frames = [f for f in traceback.extract_stack() if "torch" not in Path(f.filename).parts]
-        line = next(frame for frame in reversed(frames) if frame.filename != __file__)
-        kind, number = self.here
-        self.reads[kind][number].append(f"{what}: {Path(line.filename).name}:{line.lineno}")
-
-    def enter(self, kind: str, number: int) -> None:
-        self.here = (kind, number)
-        self.visited[kind] += 1
-
-    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        method.synthesizer.generator.register_forward_pre_hook(lambda *_: self._next_step())
-
-    def _next_step(self) -> None:
-        step = self.here[1] + 1
-        self.enter("generator step" if step < STEPS else "last generator step and banking", step)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, method: LightningModule, item: Any, i: int
-    ) -> None:
-        if isinstance(item, SynthesisRound):
-            self.enter("before the first generator step", 0)
-        elif self.here[0] != "student update":
-            self.enter("student update", method.student_updates + 1)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, method: LightningModule, outputs: Any, item: Any, i: int
-    ) -> None:
-        if i + 1 == trainer.num_training_batches:
-            self.enter("between epochs", 0)
-        elif isinstance(item, DistillationBatch):
-            self.enter("student update", method.student_updates + 1)
-
-
 @pytest.fixture(params=["cpu", ON_GPU])
-def journal(request, tiny_method, tiny_data, fit, tmp_path, monkeypatch) -> Journal:
-    """Of a whole run, with everything that looks at it."""
+def waits(request, tiny_method, tiny_data, fit, tmp_path, monkeypatch) -> Callable[..., Counter]:
+    """The waits of a whole run, with everything that looks at it."""
     # A CPU has nothing to wait for and looks at every gradient; a GPU does not.
     monkeypatch.setattr("nayer_pl.distillation.guards.NonFiniteGuard.SYNCHRONOUS", ())
-    journal, augmentation = Journal(), RandomCropFlip(1)
-    with watching(request.param, journal.note):
-        fit(
-            tiny_method(generator_steps=STEPS, augmentation=augmentation),
-            tiny_data(PLAN, augmentation=augmentation),
-            accelerator=request.param, devices=1, log_every_n_steps=EVERY,
-            enable_progress_bar=True, logger=CSVLogger(tmp_path),
-            callbacks=[PhaseProgressBar(terminal=True), journal],
-        )  # fmt: skip
-    return journal
+    augmentation = RandomCropFlip(1)
+
+    def run(steps: int = 2, updates: int = 4, every: int = 50) -> Counter:
+        with counting(request.param) as found:
+            fit(
+                tiny_method(generator_steps=steps, augmentation=augmentation),
+                tiny_data({"kd_steps": updates}, augmentation=augmentation),
+                accelerator=request.param, devices=1, log_every_n_steps=every,
+                enable_progress_bar=True, logger=CSVLogger(tmp_path),
+                callbacks=[PhaseProgressBar(terminal=True)],
+            )  # fmt: skip
+        return found
+
+    return run
 
 
-def test_reads__generator_steps(journal):
-    assert journal.visited["generator step"] == ROUNDS * (STEPS - 1)
-    assert not journal.reads["generator step"]
-    assert journal.reads["last generator step and banking"][STEPS]  # reads are seen where they are
-
-
-def test_reads__student_updates(journal):
-    assert journal.visited["student update"] == 2 * UPDATES
-    reads = journal.reads["student update"]
-    assert sorted(reads) == [5, 10, 15, 20], dict(reads)
+def test_run(waits):
+    short = waits()
+    assert waits(steps=5) == short
+    assert waits(updates=9) == short
+    assert (waits(every=2) - short).total() >= 2  # two more reports are seen
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_GPU])
 @pytest.mark.parametrize("name", [*WAITS, *CONTINUES])
-def test_watching(device, name):
-    noted = []
+def test_counting(device, name):
     x = torch.randn(4, device=device)
-    with watching(device, noted.append):
+    with counting(device) as found:
         {**WAITS, **CONTINUES}[name](x)
-    assert bool(noted) == (name in WAITS)
+    assert bool(found) == (name in WAITS)

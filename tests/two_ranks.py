@@ -1,8 +1,7 @@
 """One of the two ranks that test_distributed.py looks at: a program of its own.
 
 It uses the library as a script without Hydra would, and leaves one file per run and rank in the
-folder that it is given. Started plainly, Lightning starts the second rank; under
-`torchrun --nnodes=2` each rank is a node with one device.
+folder that it is given.
 """
 
 import os
@@ -34,8 +33,7 @@ from nayer_pl.bank import DistillationBatch, SynthesisRound
 from nayer_pl.callbacks import Export
 from nayer_pl.data import ImageSet
 
-NODES = torch.distributed.is_torchelastic_launched()
-RANK = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+RANK = int(os.environ["RANK"])
 
 # Three rounds before the first step, then one in each epoch: two ranks can share out neither.
 PLAN = Plan(
@@ -55,18 +53,12 @@ class OddSource:
 
 
 class Witness(Callback):
-    """Writes down what this rank saw.
+    """Writes down what this rank saw, and saves the student in the middle of an epoch."""
 
-    Args:
-        save_to: a checkpoint after the second step of the student, with two more to come.
-    """
-
-    def __init__(self, save_to: Path | None = None) -> None:
-        self.save_to = save_to
-        self.seen: dict[str, Any] = {
-            "targets": [], "noise": [], "batches": [], "start": [], "own": [], "validated": [],
-            "middle": [],
-        }  # fmt: skip
+    def __init__(self, middle: Path) -> None:
+        self.middle = middle
+        kinds = "targets", "noise", "batches", "start", "own", "validated", "middle"
+        self.seen: dict[str, Any] = {kind: [] for kind in kinds}
 
     def note(self, moment: str, method: LightningModule) -> None:
         self.seen[moment].append(copied(method.exported_classifier.state_dict()))
@@ -91,9 +83,9 @@ class Witness(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, method: LightningModule, outputs: Any, item: Any, i: int
     ) -> None:
-        if self.save_to and method.student_updates == 2 and not self.seen["middle"]:
+        if getattr(method, "student_updates", 0) == 2 and not self.seen["middle"]:
             self.note("middle", method)
-            trainer.save_checkpoint(self.save_to)
+            trainer.save_checkpoint(self.middle)
 
     def keep_first(self, weight: Tensor) -> None:
         if self.new_round:
@@ -148,48 +140,38 @@ def synthetic(plan: Plan = PLAN, **options: Any) -> SyntheticDataModule:
 
 
 def run(
-    file: Path, method: LightningModule, data: Any, *callbacks: Callback,
-    save_to: Path | None = None, **options: Any,
+    folder: Path, name: str, method: LightningModule, data: Any, *callbacks: Callback,
+    **options: Any,
 ) -> None:  # fmt: skip
-    """Train, and write what this rank knows afterwards to `file`."""
-    witness = Witness(save_to)
+    """Train, and write what this rank knows afterwards to a file of this name."""
+    witness = Witness(folder / f"{name}_middle.ckpt")
     trainer = Trainer(
-        accelerator="cpu", devices=1 if NODES else 2, num_nodes=2 if NODES else 1,
-        max_epochs=data.max_epochs, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, log_every_n_steps=1, num_sanity_val_steps=0,
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        callbacks=[witness, *callbacks],
+        accelerator="cpu", devices=2, max_epochs=data.max_epochs, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        num_sanity_val_steps=0, callbacks=[witness, ModelCheckpoint(folder, name), *callbacks],
         **options,
     )  # fmt: skip
     found = witness.seen
-    if isinstance(method, NAYER):
-        found["generator at first"] = copied(method.synthesizer.generator.state_dict())
     try:
         trainer.fit(method, datamodule=data)
     except NayerError as error:
         found |= {"error": type(error), "message": str(error)}
     else:
         found["results"] = method.results()
-    found |= {
-        "strategy": type(trainer.strategy), "world": trainer.world_size,
-        "steps": trainer.global_step,
-    }  # fmt: skip
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    found["scale"] = None if scaler is None else scaler.get_scale()
-    found["student"] = copied(method.exported_classifier.state_dict())
+    found["strategy"], found["world"] = type(trainer.strategy), trainer.world_size
+    found["steps"], found["student"] = trainer.global_step, method.exported_classifier.state_dict()
     if isinstance(method, NAYER):
         found["teacher"] = method.teacher.classifier.state_dict()
-        found["generator"] = copied(method.synthesizer.generator.state_dict())
+        found["generator"] = method.synthesizer.generator.state_dict()
     for kind in ("bank", "holdout"):
         kept = getattr(data, kind, None)
         found[kind] = None if kept is None else (kept.images, kept.labels)
-    torch.save(found, file.with_name(f"{file.name}_{RANK}.pt"))
+    torch.save(found, folder / f"{name}_{RANK}.pt")
 
 
 def main(folder: Path) -> None:
-    run(folder / "main", distiller(), synthetic(), ModelCheckpoint(folder, "last"))
-    unseen = synthetic(evaluation=False, holdout=0.25)
-    run(folder / "holdout", distiller(), unseen, save_to=folder / "middle.ckpt")
+    run(folder, "main", distiller(), synthetic())
+    run(folder, "holdout", distiller(), synthetic(evaluation=False, holdout=0.25))
 
     # One round in all, which is rank 0's; rank 1 distils from its share of the saved bank.
     one_round = Plan(
@@ -197,23 +179,28 @@ def main(folder: Path) -> None:
         batch_size=4,
     )  # fmt: skip
     data = synthetic(one_round, bank=BankOptions(initial=folder / "bank.safetensors"))
-    run(folder / "initial", distiller(), data, ModelCheckpoint(folder, "initial"))
+    run(folder, "initial", distiller(), data)
 
-    run(folder / "sync_batchnorm", distiller(), synthetic(), sync_batchnorm=True)
-    run(folder / "odd_batch", distiller(), synthetic(Plan(round_size=12, batch_size=7)))
-    run(folder / "broken", distiller(), synthetic(), BreakRankOne())
+    run(folder, "sync_batchnorm", distiller(), synthetic(), sync_batchnorm=True)
+    run(folder, "odd_batch", distiller(), synthetic(Plan(round_size=12, batch_size=7)))
+    run(folder, "broken", distiller(), synthetic(), BreakRankOne())
 
     # The loss scale grows after every third step of an optimizer, the generator's included. CPUs
     # convolve in float16 very slowly: a small generator.
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=3)
     half = MixedPrecision("16-mixed", "cpu", scaler)
-    small = partial(Generator, width=2)
-    run(folder / "float16", distiller(generator=small), synthetic(), plugins=[half])
+    run(
+        folder,
+        "float16",
+        distiller(generator=partial(Generator, width=2)),
+        synthetic(),
+        plugins=half,
+    )
 
     real = RealDataModule(OddSource(), batch_size=8, epochs=2, eval_batch_size=5)
     export = Export(folder / "network.safetensors", ["a", "b", "c"], SHAPE)
     teacher = Supervised(classifier(20 + RANK), optimizer=partial(SGD, lr=0.02, momentum=0.9))
-    run(folder / "supervised", teacher, real, export)
+    run(folder, "supervised", teacher, real, export)
 
 
 if __name__ == "__main__":

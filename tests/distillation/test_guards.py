@@ -26,25 +26,18 @@ ONE = torch.tensor(1.0)
         # A term is named rather than the sum that it spoils, and a loss rather than its gradient.
         ({"loss": (1, NAN), "bn": (1, INF)}, "'bn' became inf at step 2"),
         ({"loss": (3, INF)}, "'loss' became inf at step 4"),
-        ({"loss": (0, NAN), "gradient": (0, NAN)}, "'loss' became nan at step 1"),
+        ({"gradient": (0, NAN), "loss": (0, NAN)}, "'loss' became nan at step 1"),
         ({"gradient": (0, INF)}, "gradient of the synthesis loss became inf at step 1"),
         # The first of several steps.
         ({"bn": (3, NAN), "ce": (1, INF)}, "'ce' became inf at step 2"),
     ],
 )
-@pytest.mark.parametrize(
-    "names", [["loss", "ce", "bn", "gradient"], ["gradient", "bn", "ce", "loss"]]
-)
-def test_describe_nonfinite(names, bad, expected):
-    steps = torch.rand(5, len(names))
+def test_describe_nonfinite(bad, expected):
+    terms = {name: torch.rand(5) for name in ("gradient", "loss", "ce", "bn")}
     for name, (step, value) in bad.items():
-        steps[step, names.index(name)] = value
-    found = describe_nonfinite(steps, names, "round 7", "generator_lr")
-    if expected is None:
-        assert found is None
-    else:
-        assert f"{expected} of round 7" in found
-        assert "generator_lr" in found
+        terms[name][step] = value
+    found = describe_nonfinite(terms, "round 7", "generator_lr")
+    assert found is None if expected is None else f"{expected} of round 7" in found
 
 
 def test_gradient_norm():
@@ -102,7 +95,6 @@ ALIKE, VARIED = 0.004, 1.0  # the range of a pixel in a round
         ([VARIED] * 5, None, None),
         ([VARIED] * 5, 0.5, None),
         ([VARIED] * 2, 0.05, None),
-        ([VARIED] * 5, 0.05, "guessing would give 10 %"),
         ([VARIED] * 5, 0.10, "guessing would give 10 %"),
     ],
 )
@@ -114,5 +106,4 @@ def test_collapse(caplog, rounds, agreement, warning):
         images = (1 - spread) * image + spread * torch.rand(20, 1, 8, 8)
         monitor.update(images, agreement, num_classes=10)
         assert len(caplog.records) == (warning is not None and number >= 3)
-    if warning is not None:
-        assert warning in caplog.text
+    assert (warning or "") in caplog.text

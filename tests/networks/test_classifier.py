@@ -27,7 +27,14 @@ def test_forward__normalizes(channels, mean, std):
 
 @pytest.mark.parametrize(
     ("mean", "std"),
-    [([0.5], [0.5, 0.5]), ([0.5], [0]), ([0.5, 0.5], [1, -1]), ([127], [64]), (None, [0.5])],
+    [
+        ([0.5], [0.5, 0.5]),
+        ([0.5], [0]),
+        ([0.5, 0.5], [1, -1]),
+        ([127], [64]),
+        (None, [0.5]),
+        ([0.5], None),
+    ],
 )
 def test_init__impossible_normalization(mean, std):
     with pytest.raises(InputError, match="std"):

@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from nayer_pl.distillation import reporting
 from nayer_pl.distillation.evaluator import Evaluator
+from nayer_pl.distillation.guards import NonFiniteGuard
 from nayer_pl.distillation.rank_state import RankState
-from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, StudentUpdater
+from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, check_optimizer
 from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence, StudentLoss
 from nayer_pl.networks.classifier import Classifier
@@ -31,6 +34,14 @@ class TeacherStudentModule(LightningModule):
 
     Raises:
         InputError: Teacher and student share weights, or the optimizer cannot be built.
+
+    Example:
+        >>> from torch import nn
+        >>> teacher = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), [0.3], [0.4])
+        >>> student = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+        >>> module = TeacherStudentModule(FrozenTeacher(teacher), student)
+        >>> module.student.normalization == teacher.normalization  # a student sees as its teacher
+        True
     """
 
     student_updates: int
@@ -47,24 +58,22 @@ class TeacherStudentModule(LightningModule):
     ) -> None:
         super().__init__()
         check_no_shared_weights(teacher.classifier, student)
+        check_optimizer(optimizer)
         if not student.has_normalization:
             student.copy_normalization(teacher.classifier)
         self.strict_loading = False  # checkpoints leave the teacher out
         self.teacher, self.student = teacher, student
-        self.updater = StudentUpdater(student_loss, optimizer, scheduler)
-        self.evaluator = Evaluator()
+        self.student_loss = student_loss
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.running_loss = MeanMetric(nan_strategy="disable")  # NaN must show
+        self.guard, self.evaluator, self.rank_state = NonFiniteGuard(), Evaluator(), RankState(self)
         self.check_teacher = check_teacher
-        self.rank_state = RankState(self)
 
     def prepare_networks(self, image_shape: Sequence[int], num_classes: int) -> None:
-        """Check that teacher and student fit the images, and let the teacher answer all it can now.
-
-        Args:
-            image_shape: (C, H, W) of the images.
-            num_classes: Outputs that both networks must have.
+        """Ready both networks for images (C, H, W) of these classes, and ask about the real ones.
 
         Raises:
-            InputError: They do not fit, or the teacher is no better than guessing.
+            InputError: A network does not fit, or the teacher is no better than guessing.
         """
         self.train()  # a trainer leaves every network in the mode that it comes in
         for name, net in (("teacher", self.teacher.classifier), ("student", self.student)):
@@ -77,13 +86,12 @@ class TeacherStudentModule(LightningModule):
         self.student.check_train_forward(image_shape)
         self.teacher.accelerate(image_shape, self.trainer.precision)
         required = num_classes if self.check_teacher else None
-        teacher = self.teacher.classifier
-        self.evaluator.ask_teacher(teacher, self.datamodule, self.device, required)
+        self.evaluator.ask_teacher(self.teacher.classifier, self.datamodule, required)
 
     def on_validation_start(self) -> None:
         """Evaluate the student that all ranks have in common."""
-        if not self.evaluator.has_teacher_predictions:  # trainer.validate, without a fit before it
-            self.evaluator.ask_teacher(self.teacher.classifier, self.datamodule, self.device)
+        if self.trainer.state.fn == TrainerFn.VALIDATING:  # not within a fit, which has asked
+            self.evaluator.ask_teacher(self.teacher.classifier, self.datamodule)
         distributed.all_reduce_batchnorm(self.student)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], i: int) -> None:
@@ -94,11 +102,11 @@ class TeacherStudentModule(LightningModule):
         """Log fractions in [0, 1]; accuracies only where there are real labels."""
         values = self.evaluator.compute()
         if not self.trainer.sanity_checking:
-            reporting.log_evaluation(self, values, self.student_updates)
+            reporting.log_evaluation(self, values)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the student and what each rank has to itself; nothing after a step that failed."""
-        self.updater.guard.check()
+        self.guard.check()
         self.rank_state.save(checkpoint)
         state = checkpoint["state_dict"]
         for key in [key for key in state if not key.startswith("student.")]:

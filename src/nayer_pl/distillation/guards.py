@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from lightning import LightningModule
@@ -29,27 +29,19 @@ def scales_losses(module: LightningModule) -> bool:
     return getattr(module.trainer.precision_plugin, "scaler", None) is not None
 
 
-def describe_nonfinite(steps: Tensor, names: Sequence[str], where: str, lr_name: str) -> str | None:
-    """Describe the first loss term of a round that is NaN or infinite; None if there is none.
-
-    Args:
-        steps: Every term at every step, [steps, terms].
-        names: Names of the terms.
-        where: Which round it is, for the text.
-        lr_name: The option that is the learning rate of what makes the images.
-    """
-    bad = ~steps.isfinite()
+def describe_nonfinite(terms: Mapping[str, Tensor], where: str, lr_name: str) -> str | None:
+    """Describe the first of a round's loss terms, each [steps], that is NaN or infinite."""
+    bad = ~torch.stack(list(terms.values())).isfinite().all(0)
     if not bad.any():
         return None
-    step = int(bad.any(dim=1).int().argmax())
-    culprits = [name for name, flag in zip(names, bad[step], strict=True) if flag]
+    step = int(bad.int().argmax())
+    culprits = [name for name, values in terms.items() if not values[step].isfinite()]
     # A bad term makes the loss bad, and that the gradient.
-    terms = [name for name in culprits if name not in ("loss", GRADIENT)]
-    name = (terms or [name for name in ("loss", GRADIENT) if name in culprits])[0]
+    name = min(culprits, key=lambda name: (name == GRADIENT, name == "loss"))
     what = "gradient of the synthesis loss" if name == GRADIENT else f"synthesis loss term '{name}'"
     return (
-        f"The {what} became {steps[step, list(names).index(name)]} at step {step + 1} of {where}. "
-        f"The images of this round were not banked; lower {lr_name} or the weight of this term."
+        f"The {what} became {terms[name][step]} at step {step + 1} of {where}. The images of this "
+        f"round were not banked; lower {lr_name} or the weight of this term."
     )
 
 
@@ -75,29 +67,17 @@ class NonFiniteGuard:
 
     def __init__(self, loss: str = "distillation loss", step: str = "student update") -> None:
         self.loss, self.step = loss, step
-        self._first_bad: Tensor | None = None  # number of an update; 0 for none
-        self._values: Tensor | None = None  # its loss and the norm of its gradient
+        # Number, loss and gradient norm of the first bad update; zeros if there is none.
+        self._first_bad: Tensor | None = None
 
     def before_step(self, optimizer: Optimizer, loss: Tensor, norm: Tensor, update: int) -> None:
-        """Look at one step of the network.
-
-        Args:
-            optimizer: The optimizer that is about to take the step.
-            loss: Loss of this step, a scalar.
-            norm: Norm of its gradient, a scalar.
-            update: Number of this update, from 1.
-
-        Raises:
-            DivergenceError: See `check`.
-        """
-        values = torch.stack([loss, norm])
+        """Look at the loss and gradient norm, scalars, of the update that is about to be made."""
+        values = torch.stack([torch.full_like(loss, update), loss, norm])
         bad = ~values.isfinite().all()
-        if self._first_bad is None or self._values is None:
-            self._first_bad, self._values = bad * update, values
-        else:
-            first = bad & (self._first_bad == 0)
-            self._first_bad = torch.where(first, update, self._first_bad)
-            self._values = torch.where(first, values, self._values)
+        if self._first_bad is None:
+            self._first_bad = torch.zeros_like(values)
+        is_first = bad & (self._first_bad[0] == 0)
+        self._first_bad = torch.where(is_first, values, self._first_bad)
         if bad.device.type in self.SYNCHRONOUS:
             self.check()
         elif optimizer.defaults.get("fused"):
@@ -109,15 +89,15 @@ class NonFiniteGuard:
         Raises:
             DivergenceError: A loss or gradient was not finite.
         """
-        if self._first_bad is None or self._values is None or not int(self._first_bad):
+        update, loss, norm = (0, 0, 0) if self._first_bad is None else self._first_bad.tolist()
+        if not update:
             return
-        loss, norm, first = *self._values.tolist(), int(self._first_bad)
-        self._first_bad = self._values = None  # the same object may be trained again
+        self._first_bad = None  # the same object may be trained again
         what = f"{self.loss} became {loss}"
         if math.isfinite(loss):
             what = f"gradient of the {self.loss} became {norm}"
         raise DivergenceError(
-            f"The {what} at {self.step} {first}, which was skipped; the run's checkpoints, if "
+            f"The {what} at {self.step} {update:.0f}, which was skipped; the run's checkpoints, if "
             "there are any yet, are from before that. Start a new run with a lower learning rate "
             "(optimizer.lr)."
         )
@@ -125,9 +105,6 @@ class NonFiniteGuard:
 
 class CollapseMonitor:
     """Warns, once for each kind, when images are all alike or do not show their labels.
-
-    Args:
-        lr_name: The option that is the learning rate of what makes the images.
 
     Example:
         >>> CollapseMonitor("generator_lr").update(torch.rand(8, 1, 4, 4), 0.9, num_classes=10)
@@ -138,13 +115,10 @@ class CollapseMonitor:
         self._streak = {"alike": 0, "labels": 0}
 
     def update(self, images: Tensor, agreement: float | None, num_classes: int) -> None:
-        """Look at one round.
+        """Look at a round's images [B, C, H, W] in [0, 1].
 
-        Args:
-            images: Images of the round, in [0, 1], [B, C, H, W].
-            agreement: Share of them in which the teacher sees the target label; None without
-                target labels.
-            num_classes: Number of classes, by which the share of a guesser is known.
+        `agreement` is the share of them in which the teacher sees the target label; None without
+        target labels.
         """
         std = float(images.float().std(dim=0, correction=0).mean())
         if len(images) > 1 and self._lasts("alike", std < MIN_PIXEL_STD):

@@ -1,31 +1,22 @@
 """The loop of every data-free method: synthesis rounds fill a bank, the student learns from it.
 
-Read `training_step` first: a work item of the plan is either a synthesis round or a batch for the
-student, and both are written out below it. How images are made is the synthesizer's business.
+From `training_step` down it is NAYER's algorithm 1. The plan says in which order rounds and batches
+follow each other (`nayer_pl.bank.plan`); the synthesizer how images are made and judged.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from nayer_pl.bank.datamodule import SyntheticDataModule
 from nayer_pl.bank.plan import DistillationBatch, SynthesisRound, WorkItem
-from nayer_pl.distillation import reporting
+from nayer_pl.distillation import guards, reporting
 from nayer_pl.distillation.base import TeacherStudentModule
-from nayer_pl.distillation.guards import (
-    GRADIENT,
-    CollapseMonitor,
-    describe_nonfinite,
-    gradient_norm,
-    scales_losses,
-)
 from nayer_pl.distillation.rank_state import DistillationState
-from nayer_pl.distillation.reporting import collect_results
-from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD
+from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, build_scheduler
 from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.losses.distillation import KLDivergence, StudentLoss
 from nayer_pl.networks.classifier import Classifier
@@ -52,6 +43,20 @@ class DataFreeDistillation(TeacherStudentModule):
 
     Raises:
         InputError: Teacher and student share weights, or the optimizer cannot be built.
+
+    Example:
+        >>> from torch import nn
+        >>> from nayer_pl.synthesis.generators import Generator
+        >>> from nayer_pl.synthesis.synthesizer import OnlineSynthesizer
+        >>> def disagree(images, targets, teacher, student, warm_up):
+        ...     return {"loss": -(teacher(images) - student(images)).abs().mean()}
+        >>> generator = Generator(16, (1, 8, 8))
+        >>> images = OnlineSynthesizer(generator, 16, disagree, 5, lr=1e-3, betas=(0.9, 0.999))
+        >>> teacher = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), [0.3], [0.4])
+        >>> student = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+        >>> method = DataFreeDistillation(FrozenTeacher(teacher), student, images)
+        >>> method.student_objective(torch.rand(4, 1, 8, 8), labels=None).shape
+        torch.Size([])
     """
 
     def __init__(
@@ -69,9 +74,8 @@ class DataFreeDistillation(TeacherStudentModule):
         super().__init__(teacher, student, student_loss, optimizer, scheduler, check_teacher)
         self.automatic_optimization = False
         self.synthesizer, self.seed, self.compiled = synthesizer, seed, compile
-        # A mean that leaves NaN out would hide what must stop the run.
-        self.synthesis_loss = MeanMetric(nan_strategy="disable")
-        self.collapse = CollapseMonitor(synthesizer.lr_name)
+        self.synthesis_loss = MeanMetric(nan_strategy="disable")  # NaN must show
+        self.collapse = guards.CollapseMonitor(synthesizer.lr_name)
         self.rank_state: DistillationState = DistillationState(self)
         self.student_updates = self.rounds = self.synthesis_steps = 0
         self._results: dict[str, Any] = {}
@@ -79,61 +83,45 @@ class DataFreeDistillation(TeacherStudentModule):
     # The loop
 
     def training_step(self, item: WorkItem, _: int) -> None:
-        """Do what the plan's next item says."""
-        if self.rank_state.buffers is not None:  # the first step of a run that was resumed
-            self.rank_state.restore_batchnorm_buffers()
+        """Do what the plan says next: make images and bank them, or teach the student with some."""
+        self.rank_state.restore_buffers()
         if isinstance(item, SynthesisRound):
             self._synthesis_round(item)
         else:
             self._student_step(item)
 
     def _synthesis_round(self, item: SynthesisRound) -> None:
-        """Make one round of images and bank them; on all ranks together."""
-        error = self._fill_bank(item) if len(item.targets) else None
+        """Make images for target labels and bank them; all ranks end it together."""
+        error = None
+        if len(item.targets):  # else only other ranks have images to make
+            with frozen(self.student):
+                images, terms = self._optimize_images(item)
+            self.rounds += 1
+            self.synthesis_steps += self.synthesizer.steps
+            where, lr_name = f"round {self.rounds}", self.synthesizer.lr_name
+            error = guards.describe_nonfinite(terms, where, lr_name)
+            if error is None:
+                self._bank_images(images, item.targets, terms)
         error = distributed.first_error(error)  # or the other ranks would wait for this one
         if error is not None:
             raise DivergenceError(error)
         distributed.sync_step_and_scaler(self.trainer)
 
-    def _fill_bank(self, item: SynthesisRound) -> str | None:
-        """Bank the images of one round; or return why they are not fit for it."""
-        synthesizer = self.synthesizer
-        with frozen(self.student):
-            images, terms, names = self._optimize_images(item)
-        self.rounds += 1
-        self.synthesis_steps += len(terms)
-        error = describe_nonfinite(terms, names, f"round {self.rounds}", synthesizer.lr_name)
-        if error is not None:
-            return error
-        targeted = synthesizer.class_conditional
-        labels = item.targets if targeted else self.teacher.predict(images)
-        self.datamodule.add(images, labels)
-        lowest = terms[terms[:, names.index("loss")].argmin()].tolist()
-        best = dict(zip(names, lowest, strict=True))
-        self.synthesis_loss.update(best["loss"])
-        # Where rounds are single steps, they are as many as the student's.
-        interleaved = self.datamodule.plan.interleaved
-        if not interleaved or reporting.should_log(self.trainer, self.rounds):
-            self._report_round(images, labels, best)
-        return None
-
-    def _optimize_images(self, item: SynthesisRound) -> tuple[Tensor, Tensor, list[str]]:
+    def _optimize_images(self, item: SynthesisRound) -> tuple[Tensor, dict[str, Tensor]]:
         """Descend the synthesizer's loss.
 
         Returns:
-            Images of the step with the lowest loss, in [0, 1], [B, C, H, W]; every loss term at
-            every step, [steps, terms], on the CPU; and the names of the terms.
+            Images of the step with the lowest loss, in [0, 1], [B, C, H, W]; and every loss term at
+            every step, [steps], on the CPU.
         """
-        synthesizer, optimizers = self.synthesizer, self.all_optimizers()[1:]
-        show, scaled = reporting.synthesis_display(self.trainer), scales_losses(self)
+        synthesizer, optimizers = self.synthesizer, self.optimizers()[1:]  # type: ignore[index]
         parameters = [p for group in optimizers[0].param_groups for p in group["params"]]
         lowest = torch.full((), torch.inf, device=self.device)
         kept = torch.zeros((), device=self.device)
-        history: list[dict[str, Tensor]] = []
+        history: list[Tensor] = []
         synthesizer.start_round(item.targets, self.teacher, self.datamodule.bank)
         for step in range(synthesizer.steps):
-            if show is not None:
-                show(self.trainer, step + 1, synthesizer.steps)
+            reporting.show_step(self.trainer, step + 1, synthesizer.steps)
             images = synthesizer.generate(item.targets)
             terms = synthesizer.loss(images, item.targets, self.teacher, self.student, item.warm_up)
             # Chosen on the device: asking which loss is lower would wait for it at every step.
@@ -143,13 +131,23 @@ class DataFreeDistillation(TeacherStudentModule):
             kept = torch.where(better, images.detach(), kept)
             optimizers[0].zero_grad()
             self.manual_backward(terms["loss"])
-            if not scaled:
-                terms = {**terms, GRADIENT: gradient_norm(parameters)}
+            if not guards.scales_losses(self):
+                terms = {**terms, guards.GRADIENT: guards.gradient_norm(parameters)}
             optimizers[0].step()
-            history.append({name: term.detach() for name, term in terms.items()})
+            history.append(torch.stack([term.detach() for term in terms.values()]))
         synthesizer.finish_round(optimizers, self.manual_backward)
-        every = torch.stack([torch.stack(list(terms.values())) for terms in history])
-        return kept.clamp(0, 1), every.cpu(), list(history[0])
+        return kept.clamp(0, 1), dict(zip(terms, torch.stack(history, 1).cpu(), strict=True))
+
+    def _bank_images(self, images: Tensor, targets: Tensor, terms: dict[str, Tensor]) -> None:
+        """Bank the images of a round with their labels: their targets, or the teacher's answers."""
+        labels = targets if self.synthesizer.class_conditional else self.teacher.predict(images)
+        self.datamodule.add(images, labels)
+        step = terms["loss"].argmin()
+        best = {name: float(values[step]) for name, values in terms.items()}
+        self.synthesis_loss.update(best["loss"])
+        # Where rounds are single steps, they are as many as the student's.
+        if not self.datamodule.plan.interleaved or reporting.should_log(self.trainer, self.rounds):
+            reporting.log_round(self, images, labels, best)
 
     def _student_step(self, batch: DistillationBatch) -> None:
         """One update of the student, on banked images or on fresh ones."""
@@ -160,47 +158,29 @@ class DataFreeDistillation(TeacherStudentModule):
             if self.datamodule.augmentation is not None:
                 images = self.datamodule.augmentation(images, self.synthesizer.rng)
         loss = self.student_objective(images, labels)
-        optimizer, update = self.all_optimizers()[0], self.student_updates + 1
+        optimizer: Any = self.optimizers()[0]  # type: ignore[index]
         optimizer.zero_grad()
         self.manual_backward(loss)
-        if not scales_losses(self):
-            norm = gradient_norm(self.student.parameters())
-            self.updater.guard.before_step(optimizer.optimizer, loss.detach(), norm, update)
+        update = self.student_updates + 1
+        if not guards.scales_losses(self):
+            norm = guards.gradient_norm(self.student.parameters())
+            self.guard.before_step(optimizer.optimizer, loss.detach(), norm, update)
         optimizer.step()
         self.student_updates = update
-        self.updater.mean_loss.update(loss.detach())
+        self.running_loss.update(loss.detach())
         # Reading a loss waits for the device, so it is read where it is logged anyway.
         if reporting.should_log(self.trainer, update):
-            self._report_kd_loss()
+            reporting.log_student_loss(self)
 
     def student_objective(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """What the student minimizes on a batch, a scalar.
+        """What the student minimizes on images [B, C, H, W] in [0, 1]; a scalar.
 
-        Args:
-            images: In [0, 1], [B, C, H, W].
-            labels: Labels that the images were made for, [B]; None takes the teacher's answers.
+        Labels [B] are those that the images were made for; None takes the teacher's answers.
         """
         with torch.no_grad():
             teacher_logits = self.teacher(images)
         labels = teacher_logits.argmax(1) if labels is None else labels
-        return self.updater.loss(self.student(images), teacher_logits, labels)
-
-    # Reports
-
-    def _report_round(self, images: Tensor, labels: Tensor, terms: dict[str, float]) -> None:
-        agreement = None
-        if self.synthesizer.class_conditional:
-            agreement = float((self.teacher.predict(images) == labels).float().mean())
-            terms = {**terms, "label_agreement": agreement}
-        self.collapse.update(images, agreement, self.datamodule.num_classes)
-        reporting.log_progress(self.trainer, {"synthesis": terms["loss"]})
-        counts = {"synthesis/round": self.rounds, "bank/images": len(self.datamodule.bank)}
-        values = {f"synthesis/{name}": value for name, value in terms.items()}
-        reporting.log_metrics(self, values | counts, self.student_updates)
-
-    def _report_kd_loss(self) -> None:
-        lr = float(self.all_optimizers()[0].param_groups[0]["lr"])
-        self.updater.report(self, lr, self.student_updates)
+        return self.student_loss(self.student(images), teacher_logits, labels)
 
     # Lightning
 
@@ -209,8 +189,8 @@ class DataFreeDistillation(TeacherStudentModule):
         distributed.check_strategy(self.trainer)
         distributed.refuse_sync_batchnorm(self.trainer, self)
         if stage == "fit":
-            epochs, limit = self.trainer.max_epochs or 0, self.synthesizer.round_size
-            self.datamodule.plan.check_run(epochs, limit)
+            epochs = self.trainer.max_epochs or 0
+            self.datamodule.plan.check_run(epochs, self.synthesizer.round_size)
         self.to(memory_format=torch.channels_last)
         distributed.limit_ddp_to(self, "student")
         seed = stream_seed(self.seed, self.global_rank, Stream.NOISE)
@@ -221,7 +201,8 @@ class DataFreeDistillation(TeacherStudentModule):
         """The student's with its schedule over distillation epochs; then the synthesizer's."""
         assert self.trainer.max_epochs is not None
         epochs = max(1, self.trainer.max_epochs - self.datamodule.plan.warmup_epochs)
-        optimizer, scheduler = self.updater.configure(self.student, epochs)
+        optimizer = self.make_optimizer(self.student.parameters())
+        scheduler = build_scheduler(self.make_scheduler, optimizer, epochs)
         return [optimizer, *self.synthesizer.configure_optimizers()], [scheduler]
 
     def on_fit_start(self) -> None:
@@ -241,23 +222,18 @@ class DataFreeDistillation(TeacherStudentModule):
 
     def on_train_epoch_end(self) -> None:
         """Average BatchNorm statistics across ranks, and step the learning-rate schedule."""
-        self._report_kd_loss()
+        reporting.log_student_loss(self)
         distributed.all_reduce_batchnorm(self.student)
         if not self.datamodule.plan.is_warm_up(self.current_epoch):
             self.lr_schedulers().step()  # type: ignore[union-attr]
 
     def on_train_end(self) -> None:
         """Collect the results, while all ranks are still there to be asked."""
-        self._results = collect_results(self)
+        self._results = reporting.collect_results(self)
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary; empty until training has ended."""
         return self._results
-
-    def all_optimizers(self) -> list[LightningOptimizer]:
-        """The student's, then the synthesizer's."""
-        found: Any = self.optimizers()
-        return found if isinstance(found, list) else [found]
 
     @property
     def datamodule(self) -> SyntheticDataModule:

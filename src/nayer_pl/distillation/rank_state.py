@@ -6,6 +6,7 @@ because only one of them writes the file.
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -28,11 +29,22 @@ FORMAT = 2  # of what stands under KEY; raised when an older one can no longer b
 class RankState:
     """Saves and restores what each rank of a module has to itself.
 
-    A subclass says what that is: `identity`, `own` and `load_own`.
+    Here that is random numbers and a mean loss; a subclass says what else (`own`, `load_own`).
 
     Args:
         module: A LightningModule that calls `save`, `load` and `finish_loading` in its hooks
             `on_save_checkpoint`, `on_load_checkpoint` and `on_train_start`.
+
+    Example:
+        >>> from lightning import LightningModule
+        >>> class Method(LightningModule):
+        ...     running_loss = MeanMetric()
+        ...     def run_identity(self):
+        ...         return {"method": "Method"}
+        >>> checkpoint = {}
+        >>> RankState(Method()).save(checkpoint)
+        >>> checkpoint["nayer_pl"]["identity"]
+        {'method': 'Method'}
     """
 
     def __init__(self, module: Any) -> None:
@@ -46,26 +58,23 @@ class RankState:
 
     def own(self) -> dict[str, Any]:
         """What this rank does not share with the others; tensors and plain values."""
-        return {"loss": mean_state(self.module.running_loss)}
+        return {"loss": self.module.running_loss.metric_state}
 
     def load_own(self, states: Sequence[dict[str, Any]], rank: int) -> None:
-        """Restore `own`; there may be another number of ranks now.
-
-        Args:
-            states: What it returned on every rank that the run had.
-            rank: The rank of this process among those that there are now.
-        """
+        """Restore from what `own` returned on every rank of then; there may be others now."""
         mine = states[rank :: self.module.trainer.world_size]
         load_mean(self.module.running_loss, [state["loss"] for state in mine])
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know of; called on all ranks."""
         own = {"random": random_states(self.module.device), **self.own()}
+        # Other ranks may not see this one's device.
+        ranks = distributed.all_gather(move_data_to_device(own, torch.device("cpu")))
         checkpoint[KEY] = {
             "format": FORMAT,
             "version": version("nayer_pl"),
             "identity": self.identity(),
-            "ranks": distributed.all_gather(own),
+            "ranks": ranks,
         }
 
     def load(self, checkpoint: dict[str, Any]) -> None:
@@ -87,11 +96,7 @@ class RankState:
 
 
 def check_identity(checkpoint: Mapping[str, Any], identity: Mapping[str, str]) -> dict[str, Any]:
-    """Return what `RankState` wrote into a checkpoint of a run with this identity.
-
-    Raises:
-        InputError: It is of another run; the message names the first difference.
-    """
+    """Return what `RankState` wrote; raise an InputError if that was another run or program."""
     content = checkpoint.get(KEY)
     if content is None:
         raise InputError(
@@ -129,8 +134,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
     """Restore `random_states`."""
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
+    random.setstate(states["python"])
     keys, *rest = states["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
@@ -138,13 +142,8 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def mean_state(metric: MeanMetric) -> dict[str, Tensor]:
-    """The sums of a mean so far, on the CPU."""
-    return {name: value.cpu().clone() for name, value in metric.metric_state.items()}  # type: ignore[union-attr]
-
-
 def load_mean(metric: MeanMetric, states: Sequence[Mapping[str, Tensor]]) -> None:
-    """Let a mean continue from `mean_state`; from several, as if it had seen what they saw."""
+    """Let a mean continue from its `metric_state`; from several, as if it had seen all of it."""
     metric.reset()
     if not any(float(state["weight"]) for state in states):
         return
@@ -155,53 +154,48 @@ def load_mean(metric: MeanMetric, states: Sequence[Mapping[str, Tensor]]) -> Non
 
 
 class DistillationState(RankState):
-    """The state of a `DataFreeDistillation` beside the student's weights.
-
-    Args:
-        module: The `DataFreeDistillation` whose state it is.
-    """
+    """The state of a `DataFreeDistillation` beside the student's weights."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
-        self._teacher_weights: str | None = None
-        self.buffers: dict[str, Tensor] | None = None  # the student's, from a checkpoint
-        self._optimizers: list[dict[str, Any]] = []  # the synthesizer's, from a checkpoint
+        # Of a checkpoint, until it is time for them:
+        self._buffers: dict[str, Tensor] = {}  # the student's
+        self._optimizers: list[dict[str, Any]] = []  # the synthesizer's
 
     def identity(self) -> dict[str, str]:
         """Method, networks, images and plan."""
         module, data = self.module, self.module.datamodule
-        teacher = module.teacher.classifier
-        self._teacher_weights = self._teacher_weights or fingerprint(teacher)
         return {
             "method": type(module).__name__,
-            "teacher": f"{described(teacher)} (weights {self._teacher_weights})",
+            "teacher": self._teacher,
             "student": described(module.student),
             "image shape": str(tuple(data.image_shape)),
             "number of classes": str(data.num_classes),
             "plan": str(data.plan),
         }
 
+    @cached_property
+    def _teacher(self) -> str:
+        teacher = self.module.teacher.classifier
+        return f"{described(teacher)} (weights {fingerprint(teacher)})"
+
     def own(self) -> dict[str, Any]:
         """What makes this rank's images, and what it has counted."""
         module = self.module
-        optimizers = [each.state_dict() for each in module.trainer.optimizers[1:]]
+        # Neither the networks nor what every round draws again.
+        drawn = [f"synthesizer.{part}" for part in module.synthesizer.transient]
+        elsewhere = tuple(f"{part}." for part in ("student", "teacher", *drawn))
+        parts = {k: v for k, v in module.state_dict().items() if not f"{k}.".startswith(elsewhere)}
         return {
-            "parts": {n: t.cpu() for n, t in module.state_dict().items() if self._is_own(n)},
-            "buffers": {n: b.cpu().clone() for n, b in module.student.named_buffers()},
+            "parts": parts,
+            "buffers": dict(module.student.named_buffers()),
             "rounds": module.rounds,
             "synthesis_steps": module.synthesis_steps,
             "rng": module.synthesizer.rng.get_state(),
-            # Other ranks get them, which may not see this one's device.
-            "optimizers": move_data_to_device(optimizers, torch.device("cpu")),
-            "kd_loss": mean_state(module.updater.mean_loss),
-            "synthesis_loss": mean_state(module.synthesis_loss),
+            "optimizers": [each.state_dict() for each in module.trainer.optimizers[1:]],
+            "kd_loss": module.running_loss.metric_state,
+            "synthesis_loss": module.synthesis_loss.metric_state,
         }
-
-    def _is_own(self, name: str) -> bool:
-        """Whether a tensor is neither the networks' nor drawn again in every round."""
-        transient = [f"synthesizer.{part}" for part in self.module.synthesizer.transient]
-        elsewhere = ("student", "teacher", *transient)
-        return not any(name == part or name.startswith(f"{part}.") for part in elsewhere)
 
     def load_own(self, states: Sequence[dict[str, Any]], rank: int) -> None:
         """Restore it; a rank that is new starts from another one's state, with noise of its own."""
@@ -209,11 +203,11 @@ class DistillationState(RankState):
         if rank < len(states):
             restore_generator(module.synthesizer.rng, alike["rng"])
         module.load_state_dict(alike["parts"], strict=False)
-        self.buffers, self._optimizers = alike["buffers"], alike["optimizers"]
+        self._buffers, self._optimizers = alike["buffers"], alike["optimizers"]
         mine = states[rank :: module.trainer.world_size]  # none if there are more ranks than before
         module.rounds = sum(state["rounds"] for state in mine)
         module.synthesis_steps = sum(state["synthesis_steps"] for state in mine)
-        load_mean(module.updater.mean_loss, [state["kd_loss"] for state in mine])
+        load_mean(module.running_loss, [state["kd_loss"] for state in mine])
         load_mean(module.synthesis_loss, [state["synthesis_loss"] for state in mine])
 
     def save(self, checkpoint: dict[str, Any]) -> None:
@@ -243,9 +237,8 @@ class DistillationState(RankState):
             optimizer.load_state_dict(state)
         self._optimizers = []
 
-    def restore_batchnorm_buffers(self) -> None:
-        """To be called in the first step, with which DDP sends out those of rank 0."""
-        assert self.buffers is not None
-        for name, buffer in self.module.student.named_buffers():
-            buffer.copy_(self.buffers[name])
-        self.buffers = None
+    def restore_buffers(self) -> None:
+        """Restore the student's; in the first step, with which DDP sends out those of rank 0."""
+        for name, saved in self._buffers.items():
+            self.module.student.get_buffer(name).copy_(saved)
+        self._buffers = {}

@@ -1,37 +1,68 @@
 """What a run reports: to the loggers, to the progress bar, and in its summary."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from torch import Tensor, nn
 
 from nayer_pl.bank.bank import MemoryBank
+from nayer_pl.errors import DivergenceError
 from nayer_pl.runtime import distributed
 
 
-def log_metrics(module: LightningModule, values: Mapping[str, Any], student_updates: int) -> None:
+def log_metrics(module: Any, values: Mapping[str, Any]) -> None:
     """Send values to every logger, against student updates: `trainer.global_step` counts more."""
+    updates = module.student_updates
     plain = {name: float(value) for name, value in values.items()}
     for logger in module.loggers:
-        logger.log_metrics({**plain, "student_updates": student_updates}, student_updates)
+        logger.log_metrics({**plain, "student_updates": updates}, updates)
 
 
-def log_progress(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Show values on the progress bar; as numbers, for logged tensors are read at every item."""
-    trainer.progress_bar_metrics.update({name: float(value) for name, value in values.items()})
+def log_round(module: Any, images: Tensor, labels: Tensor, terms: Mapping[str, float]) -> None:
+    """Report a synthesis round: banked images and labels, and the loss terms of its best step."""
+    values, agreement = {f"synthesis/{name}": value for name, value in terms.items()}, None
+    if module.synthesizer.class_conditional:
+        agreement = float((module.teacher.predict(images) == labels).float().mean())
+        values["synthesis/label_agreement"] = agreement
+    module.collapse.update(images, agreement, module.datamodule.num_classes)
+    module.trainer.progress_bar_metrics["synthesis"] = terms["loss"]
+    counts = {"synthesis/round": module.rounds, "bank/images": len(module.datamodule.bank)}
+    log_metrics(module, values | counts)
 
 
-def log_evaluation(
-    module: LightningModule, values: Mapping[str, float], student_updates: int
-) -> None:
+def log_student_loss(module: Any) -> None:
+    """Log the student's mean loss since the last time; reading it waits for the device.
+
+    Raises:
+        DivergenceError: It is not finite.
+    """
+    if not module.running_loss.update_count:
+        return
+    loss = float(module.running_loss.compute())
+    module.running_loss.reset()
+    module.guard.check()
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"The distillation loss became {loss} before student update {module.student_updates} "
+            f"(epoch {module.current_epoch}); the last checkpoint is from before that. Lower the "
+            "learning rate (optimizer.lr)."
+        )
+    module.trainer.progress_bar_metrics["kd"] = loss  # `self.log` would read it at every item
+    lr = module.trainer.optimizers[0].param_groups[0]["lr"]
+    log_metrics(module, {"distillation/loss": loss, "distillation/learning_rate": lr})
+
+
+def log_evaluation(module: Any, values: Mapping[str, float]) -> None:
     """Send what `Evaluator.compute` returned to callbacks, progress bar and loggers."""
     metrics = {f"val/{name}": value for name, value in values.items()}
     module.log_dict(metrics, logger=False)
     short = {"agreement": "agree", "student_accuracy": "acc"}
-    log_progress(module.trainer, {short[k]: v for k, v in values.items() if k in short})
-    log_metrics(module, {**metrics, "epoch": module.current_epoch}, student_updates)
+    shown = {short[name]: value for name, value in values.items() if name in short}
+    module.trainer.progress_bar_metrics.update(shown)
+    log_metrics(module, {**metrics, "epoch": module.current_epoch})
 
 
 def should_log(trainer: Trainer, count: int) -> bool:
@@ -40,18 +71,17 @@ def should_log(trainer: Trainer, count: int) -> bool:
     return every > 0 and count % every == 0  # 0 is Lightning's never
 
 
-def synthesis_display(trainer: Trainer) -> Callable[[Trainer, int, int], None] | None:
-    """What shows how far a round is, if the progress bar can: called with step and steps."""
-    return getattr(trainer.progress_bar_callback, "show_step", None)
+def show_step(trainer: Trainer, step: int, steps: int) -> None:
+    """Show how far a synthesis round is, if the progress bar can."""
+    show = getattr(trainer.progress_bar_callback, "show_step", None)
+    if show is not None:
+        show(trainer, step, steps)
 
 
 def collect_results(module: Any) -> dict[str, Any]:
-    """Accuracies and counts over all ranks; None where there was nothing real to measure on.
+    """What a `DataFreeDistillation` reached, over all ranks; None where nothing was measured.
 
     To be called on every rank while the trainer is still running.
-
-    Args:
-        module: A `DataFreeDistillation` that has been trained.
     """
     bank, device = module.datamodule.bank, module.device
     kept = distributed.all_reduce_sum(len(bank), device)
@@ -92,14 +122,7 @@ def count_parameters(module: nn.Module) -> int:
 def label_agreement(
     bank: MemoryBank, teacher: nn.Module, max_images: int = 5000, batch_size: int = 500
 ) -> float:
-    """Share of banked images in which the teacher sees the label they were made for.
-
-    Args:
-        bank: Holds at least one image.
-        teacher: Images in [0, 1] -> logits.
-        max_images: The teacher is asked about this many images, evenly spread over the bank.
-        batch_size: Images per forward pass.
-    """
+    """Share of `max_images`, spread over the bank, in which the teacher sees their label."""
     device = next(teacher.parameters()).device
     chosen = _spread(bank, max_images)
     right = torch.zeros((), device=device)
@@ -114,10 +137,7 @@ def within_class_distance(bank: MemoryBank, max_images: int = 5000) -> float:
 
     In units of [0, 1]; the mean over classes with two or more images, or 0.0 if there are none.
     Over all pairs of n images it is sqrt(2 n / (n - 1) * variance), so no pair is ever formed.
-
-    Args:
-        bank: Holds at least one image.
-        max_images: The number of images that are compared, evenly spread over the bank.
+    Only `max_images` are compared, evenly spread over the bank.
     """
     chosen = _spread(bank, max_images)
     images, labels = bank.images[chosen].flatten(1), bank.labels[chosen]

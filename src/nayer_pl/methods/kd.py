@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torchmetrics import MeanMetric
 
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.distillation.base import TeacherStudentModule
@@ -47,7 +46,7 @@ class KnowledgeDistillation(TeacherStudentModule):
         >>> from nayer_pl.networks import create_model
         >>> teacher = Classifier(create_model("wrn16_2", num_classes=3), mean=[0.5], std=[0.2])
         >>> student = Classifier(create_model("wrn16_1", num_classes=3))
-        >>> KnowledgeDistillation(teacher, student, (3, 32, 32)).updater.loss.temperature
+        >>> KnowledgeDistillation(teacher, student, (3, 32, 32)).student_loss.temperature
         20.0
     """
 
@@ -65,7 +64,7 @@ class KnowledgeDistillation(TeacherStudentModule):
         frozen_teacher = FrozenTeacher(teacher)
         super().__init__(frozen_teacher, student, student_loss, optimizer, scheduler, check_teacher)
         self.image_shape = tuple(image_shape)
-        self.updater.guard = NonFiniteGuard("training loss", "step")
+        self.guard = NonFiniteGuard("training loss", "step")
         self._loss = torch.zeros(())
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
@@ -73,22 +72,22 @@ class KnowledgeDistillation(TeacherStudentModule):
         images, labels = batch
         with torch.no_grad():
             teacher_logits = self.teacher(images)
-        loss = self.updater.loss(self.student(images), teacher_logits, labels)
+        loss = self.student_loss(self.student(images), teacher_logits, labels)
         self._loss = loss.detach()
-        self.updater.mean_loss.update(self._loss)
+        self.running_loss.update(self._loss)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keep a loss or gradient that is not finite away from the student."""
         if not scales_losses(self):  # the gradient scaler looks itself
             norm, step = gradient_norm(self.student.parameters()), self.trainer.global_step + 1
-            self.updater.guard.before_step(optimizer, self._loss, norm, step)
+            self.guard.before_step(optimizer, self._loss, norm, step)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss."""
-        loss = float(self.updater.mean_loss.compute())
-        self.updater.mean_loss.reset()
-        self.updater.guard.check()
+        loss = float(self.running_loss.compute())
+        self.running_loss.reset()
+        self.guard.check()
         self.log("train/loss", loss, prog_bar=True)
 
     # Lightning
@@ -99,8 +98,8 @@ class KnowledgeDistillation(TeacherStudentModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule that is stepped after every batch."""
-        optimizer = self.updater.optimizer(self.student.parameters())
-        return with_step_schedule(self, optimizer, self.updater.scheduler, self.rank_state.resumed)
+        optimizer = self.make_optimizer(self.student.parameters())
+        return with_step_schedule(self, optimizer, self.make_scheduler, self.rank_state.resumed)
 
     def on_fit_start(self) -> None:
         """Check that the parts fit, and ask the teacher about the evaluation images, once."""
@@ -119,11 +118,6 @@ class KnowledgeDistillation(TeacherStudentModule):
             "network": described(self.student),
             "teacher": f"{described(teacher)} (weights {fingerprint(teacher)})",
         }
-
-    @property
-    def running_loss(self) -> MeanMetric:
-        """The mean loss so far in this epoch; `RankState` saves it."""
-        return self.updater.mean_loss
 
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary."""

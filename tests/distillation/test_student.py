@@ -36,12 +36,7 @@ SCHEDULES = {
         partial(lr_scheduler.PolynomialLR, power=2),
         lambda epoch: LR * (1 - epoch / EPOCHS) ** 2,
     ),
-    "linear": (
-        partial(lr_scheduler.LinearLR, start_factor=1, end_factor=0.5),
-        lambda epoch: LR * (1 - 0.5 * epoch / EPOCHS),
-    ),
     "step": (partial(lr_scheduler.StepLR, step_size=6), lambda epoch: LR * 0.1 ** (epoch // 6)),
-    "exponential": (partial(lr_scheduler.ExponentialLR, gamma=0.9), lambda epoch: LR * 0.9**epoch),
     "shares": (
         partial(step_decay, milestones=[0.42, 0.8], decay=0.1),
         lambda epoch: LR * 0.1 ** ((epoch >= 8) + (epoch >= 16)),
