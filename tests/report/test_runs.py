@@ -7,7 +7,7 @@ import wandb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nayer_pl.report.runs import Evaluation, LeftOut, Run, evaluations, fetch_runs, find_runs
+from nayer_pl.report.runs import LeftOut, Run, fetch_runs, find_runs, read_curve, seconds_to
 
 CURVE = [(10, 0.5, 4.0, 1.0), (20, 0.8, 8.0, 3.0)]
 CSV_ROWS = [  # texts, as they come from a CSV file
@@ -18,8 +18,9 @@ CSV_ROWS = [  # texts, as they come from a CSV file
     {"student_updates": "120.0", "val/student_accuracy": "0.75"},
     {"student_updates": "120", "time/synthesis": "11", "time/distillation": "4.5"},
     {"student_updates": "120", "synthesis/steps": "60"},
+    {"student_updates": "130", "val/student_accuracy": "inf", "synthesis/steps": {"no": "number"}},
 ]
-JOINED = (Evaluation(60, 0.5, 9, 30), Evaluation(120, 0.75, 15.5, 60))
+JOINED = [(60, 0.5, 9, 30), (120, 0.75, 15.5, 60)]
 LIGHTNING_ROWS = [
     {"step": "59", "val/accuracy": "0.5"},
     {"step": "60", "student_updates": "60", "time/training": "8"},
@@ -27,39 +28,55 @@ LIGHTNING_ROWS = [
 ]
 
 
+def evaluations(curve):
+    """(updates, accuracy, seconds, steps) of each, None if unknown."""
+    return [
+        tuple(None if math.isnan(value) else value for value in row)
+        for row in curve.reset_index().to_numpy()
+    ]
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
         (CSV_ROWS, JOINED),
         (CSV_ROWS[::-1], JOINED),
-        (LIGHTNING_ROWS, (Evaluation(60, 0.5, 8, None),)),
-        (LIGHTNING_ROWS[:1], (Evaluation(60, 0.5, None, None),)),
+        (LIGHTNING_ROWS, [(60, 0.5, 8, None)]),
+        (LIGHTNING_ROWS[:1], [(60, 0.5, None, None)]),
     ],
 )
-def test_evaluations(rows, expected):
-    assert evaluations(rows) == expected
+def test_read_curve(rows, expected):
+    assert evaluations(read_curve(rows)) == expected
 
 
-def run(curve=(), **summary):
-    every = tuple(Evaluation(i, accuracy, s, None) for i, (accuracy, s) in enumerate(curve))
-    config = {"model_name": "m", "seed": 0, "data": {"name": "d"}}
-    return Run("name", config, {"teacher_accuracy": 0.8, **summary}, every)
+def curve_of(pairs):
+    names = ("student_updates", "val/accuracy", "time/training")
+    return read_curve(dict(zip(names, (i, *pair), strict=True)) for i, pair in enumerate(pairs))
 
 
 @given(st.lists(st.integers(0, 100), min_size=1), st.integers(0, 110))
 def test_seconds_to(percents, target):
     curve = [(percent / 100, 10.0 * i + 3) for i, percent in enumerate(percents)]
     times = [seconds for accuracy, seconds in curve if accuracy >= target / 100]
-    measured = run(curve, teacher_accuracy=1.0).seconds_to(target / 100)
-    assert measured == (min(times) if times else math.inf)
+    assert seconds_to(target / 100, curve_of(curve)) == (min(times) if times else math.inf)
+    assert seconds_to(target / 100, curve_of([(accuracy, None) for accuracy, _ in curve])) is None
 
 
-def test_run__unknown_numbers():
-    assert run([(0.9, None)]).seconds_to(0.9) is None
-    assert run([(0.9, 3.0)], teacher_accuracy=None).seconds_to(0.9) is None
-    assert run(student_accuracy=math.nan).accuracy() is None
-    assert run(student_accuracy=None).share_of_teacher() is None
-    assert run(student_accuracy=0.6).share_of_teacher() == pytest.approx(0.75)
+@pytest.mark.parametrize(
+    ("summary", "key", "expected"),
+    [
+        ({"student_accuracy": math.nan}, "student_accuracy", None),
+        ({"student_accuracy": None}, "share_of_teacher", None),
+        ({"student_accuracy": 0.6}, "share_of_teacher", pytest.approx(0.75)),
+        ({}, "seconds_to_90", 4.0),
+        ({"teacher_accuracy": "high"}, "seconds_to_90", None),
+        ({}, "student_updates", 20),
+        ({"student_updates": 30}, "student_updates", 30),
+    ],
+)
+def test_numbers(make_run, summary, key, expected):
+    run = make_run({"teacher_accuracy": 0.8, **summary}, [(10, 0.75, 4.0, 1), (20, 0.7, 5.0, 2)])
+    assert run.numbers.get(key) == expected
 
 
 def test_find_runs__nested_and_repeated(tmp_path, write_run, distilled):
@@ -67,9 +84,9 @@ def test_find_runs__nested_and_repeated(tmp_path, write_run, distilled):
     write_run("two", summary=distilled(0.7), seed=3)
     first, second = find_runs([tmp_path, one, tmp_path / "sweep"])
     assert (first.seed, second.seed) == (0, 3)
-    assert first.evaluations == (Evaluation(10, 0.5, 5, 100), Evaluation(20, 0.8, 11, 200))
+    assert evaluations(first.curve) == [(10, 0.5, 5, 100), (20, 0.8, 11, 200)]
     assert (first.summary, first.picture) == (distilled(0.8), b"picture")
-    assert (second.evaluations, second.picture) == ((), None)
+    assert (len(second.curve), second.picture) == (0, None)
 
 
 def test_find_runs__teachers(tmp_path, write_run, distilled):
@@ -151,9 +168,10 @@ def test_fetch_runs(project, config, distilled):
         {"trainer/global_step": 20, "bank/samples": {"filenames": ["new.png"]}},
     ]
     project(("abc", config(), "finished", {**distilled(0.8), "val/x": 0.5}, rows))
-    curve = (Evaluation(10, 0.5, 5.0, 60),)
-    expected = Run("me/nayer/abc", config(), distilled(0.8), curve, b"picture")
-    assert fetch_runs("me/nayer") == [expected]
+    (run,) = fetch_runs("me/nayer")
+    assert (run.name, run.title) == ("me/nayer/abc", "digits, wrn16_1 to wrn16_1")
+    assert evaluations(run.curve) == [(10, 0.5, 5.0, 60)]
+    assert (run.summary, run.picture) == (distilled(0.8), b"picture")
 
 
 @pytest.mark.parametrize(
