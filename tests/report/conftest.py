@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 
 from nayer_pl.report.runs import configured, read_curve
 
+METRICS = ["student_updates", "val/student_accuracy", "time/synthesis", "time/distillation"]
+
 
 @pytest.fixture(scope="session")
 def config():
@@ -31,7 +33,7 @@ def config():
 @pytest.fixture(scope="session")
 def make_run(config):
     """A run in memory: `curve` is (updates, accuracy, seconds, synthesis steps)."""
-    names = ("student_updates", "val/student_accuracy", "time/synthesis", "synthesis/steps")
+    names = [*METRICS[:3], "synthesis/steps"]
 
     def make(summary=None, curve=(), picture=None, **options):
         rows = [dict(zip(names, each, strict=True)) for each in curve]
@@ -49,13 +51,10 @@ def write_run(tmp_path, config):
         path = tmp_path / folder
         path.mkdir(parents=True)
         OmegaConf.save(config(**options), path / "config.yaml")
-        rows = []
-        for updates, accuracy, synthesis, distillation in curve:
-            spent = {"time/synthesis": synthesis, "time/distillation": distillation}
-            rows.append({"student_updates": updates, "val/student_accuracy": accuracy})
-            rows.append({"student_updates": updates, **spent, "synthesis/steps": 10 * updates})
-        if rows:
-            pd.DataFrame(rows).to_csv(path / "metrics.csv", index=False)
+        if curve:
+            table = pd.DataFrame(curve, columns=METRICS)
+            table["synthesis/steps"] = 10 * table["student_updates"]
+            table.to_csv(path / "metrics.csv", index=False)
         if summary is not None:
             (path / "summary.json").write_text(json.dumps(summary))
         if picture is not None:

@@ -1,4 +1,5 @@
 import pytest
+from omegaconf import OmegaConf
 
 from nayer_pl.report.groups import sections
 
@@ -15,52 +16,29 @@ def section(make_run):
     return make
 
 
-def loss(name, **options):
-    return {"model": {"student_loss": {"_target_": name, "_partial_": True, **options}}}
+VARIANTS = [  # the settings of each variant; those before the bar are in its label
+    ["model.optimizer.lr=0.1 |", "model.optimizer.lr=0.2 |"],
+    [
+        "model.loss=KL |",
+        "model.loss=DKD model.a=1 | model.b=8",
+        "model.loss=DKD model.a=2 | model.b=8",
+    ],
+    ["plan.round_size=8 | model.round_size=8", "plan.round_size=9 | model.round_size=9"],
+    ["model.learning_rate=0.2 | model.temperature=20.0", "|"],  # of an earlier version
+    ["text_encoder.path=a.npy |", "text_encoder.path=b.npy |"],
+    ["trainer.max_epochs=4 |", "trainer.max_epochs=8 |"],
+    ["student.weights=null |", "student.weights=a.pth |"],
+]
 
 
-VARIANTS = {
-    "one setting": (
-        [{"model": {"optimizer": {"lr": lr}}} for lr in (0.1, 0.2)],
-        ["model.optimizer.lr=0.1", "model.optimizer.lr=0.2"],
-    ),
-    "options of a loss": (
-        [loss("KL"), loss("DKD", alpha=1, beta=8), loss("DKD", alpha=2, beta=8)],
-        [
-            "model.student_loss._target_=KL",
-            "model.student_loss._target_=DKD, model.student_loss.alpha=1",
-            "model.student_loss._target_=DKD, model.student_loss.alpha=2",
-        ],
-    ),
-    "changed together": (
-        [{"plan": {"round_size": n}, "model": {"round_size": n}} for n in (8, 9)],
-        ["plan.round_size=8", "plan.round_size=9"],
-    ),
-    "names of an earlier version": (
-        [{"model": {"learning_rate": 0.2, "temperature": 20.0}}, {}],
-        ["model.learning_rate=0.2", ""],
-    ),
-    "text": (
-        [{"text_encoder": {"path": path}} for path in ("a.npy", "b.npy")],
-        ["text_encoder.path=a.npy", "text_encoder.path=b.npy"],
-    ),
-    "length": (
-        [{"trainer": {"max_epochs": n}} for n in (4, 8)],
-        ["trainer.max_epochs=4", "trainer.max_epochs=8"],
-    ),
-    "start": (
-        [{"student": {"weights": weights}} for weights in (None, "a.pth")],
-        ["student.weights=null", "student.weights=a.pth"],
-    ),
-}
-
-
-@pytest.mark.parametrize(("variants", "expected"), VARIANTS.values(), ids=VARIANTS)
-def test_sections__variants_of_a_method(section, variants, expected):
-    found = section(*variants, {**variants[0], "seed": 1}, {"method": "fast_dfkd"})
+@pytest.mark.parametrize("variants", VARIANTS, ids=lambda variants: variants[0].split("=")[0])
+def test_sections__variants_of_a_method(section, variants):
+    options = [OmegaConf.from_dotlist(each.replace("|", "").split()) for each in variants]
+    labels = [", ".join(["nayer", *each.partition("|")[0].split()]) for each in variants]
+    found = section(*options, {**options[0], "seed": 1}, {"method": "fast_dfkd"})
     seeds = {method.label: method.seeds for method in found.methods}
-    names = [f"nayer, {each}" if each else "nayer" for each in expected]
-    assert seeds == {names[0]: [0, 1], **{name: [0] for name in names[1:]}, "fast_dfkd": [0]}
+    others = {label: [0] for label in labels[1:]}
+    assert seeds == {labels[0]: [0, 1], **others, "fast_dfkd": [0]}
 
 
 def test_sections__data_sets_and_networks(make_run):

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import wandb
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nayer_pl.report.runs import LeftOut, Run, fetch_runs, find_runs, read_curve, seconds_to
+from nayer_pl.report.runs import LeftOut, Run, fetch_runs, find_runs, read_curve
 
 CURVE = [(10, 0.5, 4.0, 1.0), (20, 0.8, 8.0, 3.0)]
 CSV_ROWS = [  # texts, as they come from a CSV file
@@ -29,11 +29,8 @@ LIGHTNING_ROWS = [
 
 
 def evaluations(curve):
-    """(updates, accuracy, seconds, steps) of each, None if unknown."""
-    return [
-        tuple(None if math.isnan(value) else value for value in row)
-        for row in curve.reset_index().to_numpy()
-    ]
+    """(updates, accuracy, seconds, steps) of each; -1 is unknown."""
+    return list(curve.fillna(-1).itertuples(name=None))
 
 
 @pytest.mark.parametrize(
@@ -41,41 +38,38 @@ def evaluations(curve):
     [
         (CSV_ROWS, JOINED),
         (CSV_ROWS[::-1], JOINED),
-        (LIGHTNING_ROWS, [(60, 0.5, 8, None)]),
-        (LIGHTNING_ROWS[:1], [(60, 0.5, None, None)]),
+        (LIGHTNING_ROWS, [(60, 0.5, 8, -1)]),
+        (LIGHTNING_ROWS[:1], [(60, 0.5, -1, -1)]),
     ],
 )
 def test_read_curve(rows, expected):
     assert evaluations(read_curve(rows)) == expected
 
 
-def curve_of(pairs):
-    names = ("student_updates", "val/accuracy", "time/training")
-    return read_curve(dict(zip(names, (i, *pair), strict=True)) for i, pair in enumerate(pairs))
-
-
-@given(st.lists(st.integers(0, 100), min_size=1), st.integers(0, 110))
-def test_seconds_to(percents, target):
-    curve = [(percent / 100, 10.0 * i + 3) for i, percent in enumerate(percents)]
-    times = [seconds for accuracy, seconds in curve if accuracy >= target / 100]
-    assert seconds_to(target / 100, curve_of(curve)) == (min(times) if times else math.inf)
-    assert seconds_to(target / 100, curve_of([(accuracy, None) for accuracy, _ in curve])) is None
+@settings(max_examples=30)
+@given(st.lists(st.integers(85, 100), min_size=1))
+def test_numbers__seconds_to(make_run, percents):
+    curve = [(i, percent / 100, 10.0 * i + 3, i) for i, percent in enumerate(percents)]
+    numbers = make_run({"teacher_accuracy": 1.0}, curve).numbers
+    for target in (90, 95, 99):
+        times = [seconds for _, accuracy, seconds, _ in curve if accuracy >= target / 100]
+        assert numbers[f"seconds_to_{target}"] == (min(times) if times else math.inf)
 
 
 @pytest.mark.parametrize(
-    ("summary", "key", "expected"),
+    ("summary", "seconds", "key", "expected"),
     [
-        ({"student_accuracy": math.nan}, "student_accuracy", None),
-        ({"student_accuracy": None}, "share_of_teacher", None),
-        ({"student_accuracy": 0.6}, "share_of_teacher", pytest.approx(0.75)),
-        ({}, "seconds_to_90", 4.0),
-        ({"teacher_accuracy": "high"}, "seconds_to_90", None),
-        ({}, "student_updates", 20),
-        ({"student_updates": 30}, "student_updates", 30),
+        ({"student_accuracy": math.nan}, 4.0, "student_accuracy", None),
+        ({"student_accuracy": None}, 4.0, "share_of_teacher", None),
+        ({"student_accuracy": 0.6}, 4.0, "share_of_teacher", pytest.approx(0.75)),
+        ({}, None, "seconds_to_90", None),
+        ({"teacher_accuracy": "high"}, 4.0, "seconds_to_90", None),
+        ({}, 4.0, "student_updates", 10),
+        ({"student_updates": 30}, 4.0, "student_updates", 30),
     ],
 )
-def test_numbers(make_run, summary, key, expected):
-    run = make_run({"teacher_accuracy": 0.8, **summary}, [(10, 0.75, 4.0, 1), (20, 0.7, 5.0, 2)])
+def test_numbers(make_run, summary, seconds, key, expected):
+    run = make_run({"teacher_accuracy": 0.8, **summary}, [(10, 0.75, seconds, 1)])
     assert run.numbers.get(key) == expected
 
 
@@ -83,59 +77,49 @@ def test_find_runs__nested_and_repeated(tmp_path, write_run, distilled):
     one = write_run("sweep/a/one", CURVE, distilled(0.8), picture=b"picture")
     write_run("two", summary=distilled(0.7), seed=3)
     first, second = find_runs([tmp_path, one, tmp_path / "sweep"])
-    assert (first.seed, second.seed) == (0, 3)
+    assert (first.method, first.seed, second.seed) == ("nayer", 0, 3)
     assert evaluations(first.curve) == [(10, 0.5, 5, 100), (20, 0.8, 11, 200)]
     assert (first.summary, first.picture) == (distilled(0.8), b"picture")
     assert (len(second.curve), second.picture) == (0, None)
 
 
-def test_find_runs__teachers(tmp_path, write_run, distilled):
-    write_run("sweep/whole", CURVE, distilled(0.8))
-    for folder in ("sweep/whole/teacher", "sweep/failed/teacher"):
-        write_run(folder, summary={"accuracy": 0.9}, method="supervised")
-    written = {"teacher": {"weights": "t.safetensors"}, "export": {"path": "t.safetensors"}}
-    write_run("sweep/supervised", summary={"accuracy": 0.9}, **written)
-    failed, supervised, whole = find_runs([tmp_path / "sweep"])
-    assert failed.why == "no run in it: it never began"
-    assert supervised.why == "it trained a teacher"
-    assert whole.method == "nayer"
+DAMAGED = {  # a file of a run, what is in it, and why the run is left out
+    "broken": ("summary.json", '{"student_acc', "its summary.json cannot be read: "),
+    "listed": ("summary.json", "[1, 2]", "its summary.json is not one of nayer_pl"),
+    "empty": ("summary.json", "{}", "its summary.json is not one of nayer_pl"),
+    "foreign": ("config.yaml", "optimizer: sgd\n", "its config.yaml is not one of nayer_pl"),
+    "mangled": ("config.yaml", "a: [\n", "its config.yaml cannot be read: "),
+    "long": ("metrics.csv", "a\n" + "9" * 200_000, "its metrics.csv cannot be read: "),
+}
 
 
 def test_find_runs__left_out(tmp_path, write_run, distilled):
     write_run("jobs/good", CURVE, distilled(0.8))
     write_run("jobs/killed", CURVE)
     write_run("jobs/early")
-    (tmp_path / "jobs/refused").mkdir()
-    for name, file, content in (
-        ("broken", "summary.json", '{"student_acc'),
-        ("listed", "summary.json", "[1, 2]"),
-        ("empty", "summary.json", "{}"),
-        ("foreign", "config.yaml", "optimizer: sgd\n"),
-        ("mangled", "config.yaml", "a: [\n"),
-        ("long", "metrics.csv", "a\n" + "9" * 200_000),
-    ):
-        (write_run(f"jobs/{name}", CURVE, {}) / file).write_text(content)
+    for folder in ("jobs/good/teacher", "jobs/failed/teacher", "jobs/teachers/wrn"):
+        write_run(folder, summary={"accuracy": 0.9}, method="supervised")
+    written = {"teacher": {"weights": "t.safetensors"}, "export": {"path": "t.safetensors"}}
+    write_run("jobs/supervised", summary={"accuracy": 0.9}, **written)
     (tmp_path / "beside").mkdir()
+    for name, (file, content, _) in DAMAGED.items():
+        (write_run(f"jobs/{name}", CURVE, distilled(0.8)) / file).write_text(content)
     roots = ("jobs", "nowhere", "beside", "jobs/good/summary.json")
     found = find_runs([tmp_path / root for root in roots])
     assert sum(isinstance(each, Run) for each in found) == 1
     reasons = {Path(each.name).name: each.why for each in found if isinstance(each, LeftOut)}
-    for name, why in {
+    expected = {
+        **{name: why for name, (_, _, why) in DAMAGED.items()},
         "killed": "not finished: 80.0 % after 20 student updates",
         "early": "not finished",
-        "refused": "no run in it",
-        "broken": "its summary.json cannot be read: ",
-        "listed": "its summary.json is not one of nayer_pl",
-        "empty": "its summary.json is not one of nayer_pl",
-        "foreign": "its config.yaml is not one of nayer_pl",
-        "mangled": "its config.yaml cannot be read: ",
-        "long": "its metrics.csv cannot be read: ",
+        "failed": "no run in it: it never began",
+        "supervised": "it trained a teacher",
         "nowhere": "there is no such directory",
         "beside": "no runs in it",
         "summary.json": "there is no such directory",
-    }.items():
-        assert reasons.pop(name).startswith(why)
-    assert not reasons
+    }
+    assert reasons.keys() == expected.keys()
+    assert all(reasons[name].startswith(why) for name, why in expected.items())
 
 
 @pytest.fixture
@@ -146,15 +130,15 @@ def project(monkeypatch):
         def download(root, replace):
             (Path(root) / "new.png").write_bytes(b"picture")
 
-        files = {"new.png": SimpleNamespace(download=download)}
         return SimpleNamespace(
             path=["me", "nayer", name], config=config, state=state, summary=summary or {},
-            scan_history=lambda: iter(rows), file=files.__getitem__,
+            scan_history=lambda: iter(rows),
+            file={"new.png": SimpleNamespace(download=download)}.__getitem__,
         )  # fmt: skip
 
     def hold(*runs):
-        api = SimpleNamespace(runs={"me/nayer": [make(*run) for run in runs]}.__getitem__)
-        monkeypatch.setattr(wandb, "Api", lambda: api)
+        held = {"me/nayer": [make(*run) for run in runs]}
+        monkeypatch.setattr(wandb, "Api", lambda: SimpleNamespace(runs=held.__getitem__))
 
     return hold
 
