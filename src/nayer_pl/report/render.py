@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import StrictUndefined, Template
-from matplotlib import cycler, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from PIL import Image
 
