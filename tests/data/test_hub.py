@@ -238,10 +238,11 @@ def test_load__damaged_image(tmp_path):
     assert labels.tolist() == [0, 1, 3]
 
 
-def test_load__downloaded_before(tmp_path):
-    write(tmp_path / "set", "train", pixels(5), [0] * 5)
+@pytest.mark.parametrize("whole", [False, True])
+def test_load__downloaded_before(tmp_path, whole):
     write(tmp_path / "set", "test", pixels(3), [1, 2, 3])
-    hub(tmp_path).load("evaluation")
+    write(tmp_path / "set", "test_b", pixels(2), [4, 5])
+    datasets.load_dataset(str(tmp_path / "set")) if whole else hub(tmp_path).load("evaluation")
     # This is where `datasets` keeps what comes from the Hub.
     (tmp_path / "cache" / "set").rename(tmp_path / "cache" / "someone___some_set")
     source = HubImages("someone/SomeSet", (3, 8, 8))
