@@ -24,39 +24,31 @@ def as_array(image):
     return image.permute(1, 2, 0).numpy()
 
 
+IMAGENET = ((224, 224), 0.875)
+
+
 @pytest.mark.parametrize(
-    ("size", "resized", "corner"),
-    [  # (width, height), what ImageNet's evaluation resizes it to, the corner of the center
-        ((500, 375), (341, 256), (58, 16)),
-        ((375, 500), (256, 341), (16, 58)),
-        ((301, 300), (256, 256), (16, 16)),
-        ((100, 400), (256, 1024), (16, 400)),
-        ((256, 256), (256, 256), (16, 16)),
-        ((50, 40), (320, 256), (48, 16)),
+    ("size", "shape_and_crop", "resized", "corner"),
+    [  # (width, height), (height, width) and crop, (width, height) before the crop, left and top
+        ((500, 375), IMAGENET, (341, 256), (58, 16)),
+        ((375, 500), IMAGENET, (256, 341), (16, 58)),
+        ((301, 300), IMAGENET, (256, 256), (16, 16)),
+        ((100, 400), IMAGENET, (256, 1024), (16, 400)),
+        ((256, 256), IMAGENET, (256, 256), (16, 16)),
+        ((50, 40), IMAGENET, (320, 256), (48, 16)),
+        ((100, 40), ((8, 8), 1), (20, 8), (6, 0)),  # the shorter side fits
+        ((30, 30), ((10, 20), 1), (20, 20), (0, 5)),
+        ((30, 30), ((20, 10), 1), (20, 20), (5, 0)),
     ],
 )
-def test_center_crop__evaluation_on_imagenet(size, resized, corner):
+def test_center_crop__by_hand(size, shape_and_crop, resized, corner):
     array = noise(size[1], size[0])
+    (height, width), crop = shape_and_crop
     left, top = corner
     by_hand = Image.fromarray(array).resize(resized, Image.Resampling.BILINEAR)
-    expected = np.array(by_hand)[top : top + 224, left : left + 224]
-    found = Decoder((3, 224, 224), crop=0.875)(encode(array))
+    expected = np.array(by_hand)[top : top + height, left : left + width]
+    found = Decoder((3, height, width), crop)(encode(array))
     np.testing.assert_array_equal(as_array(found), expected)
-
-
-@pytest.mark.parametrize(
-    ("size", "shape", "resized", "part"),
-    [
-        ((40, 100), (8, 8), (20, 8), np.s_[:, 6:14]),
-        ((30, 30), (10, 20), (20, 20), np.s_[5:15]),
-        ((30, 30), (20, 10), (20, 20), np.s_[:, 5:15]),
-    ],
-)
-def test_center_crop__shorter_side_fits(size, shape, resized, part):
-    array = noise(*size)
-    expected = np.array(Image.fromarray(array).resize(resized, Image.Resampling.BILINEAR))
-    found = Decoder((3, *shape))(encode(array))
-    np.testing.assert_array_equal(as_array(found), expected[part])
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.5])
@@ -89,9 +81,10 @@ def test_random_crop__published_areas_and_ratios(width, height):
     # Red is the column and green the row, so every pixel tells where it was taken from.
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     picture = np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8)
+    content, decoder = encode(picture).getvalue(), Decoder((3, 16, 16), random=True)
     areas, lefts = [], []
     for i in range(200):
-        crop = as_array(Decoder((3, 16, 16), random=True)(encode(picture), f"{i}")).astype(float)
+        crop = as_array(decoder(io.BytesIO(content), f"{i}")).astype(float)
         # Inside, where no edge is near, pixel centres are a step apart.
         wide = (crop[8, 13, 0] - crop[8, 2, 0]) / 11 * 16
         tall = (crop[13, 8, 1] - crop[2, 8, 1]) / 11 * 16

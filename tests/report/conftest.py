@@ -1,10 +1,15 @@
 """Small runs, written by hand, whose reports can be computed by hand."""
 
-import csv
 import json
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 from omegaconf import OmegaConf
+
+from nayer_pl.report.runs import configured, read_curve
+
+METRICS = ["student_updates", "val/student_accuracy", "time/synthesis", "time/distillation"]
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +30,19 @@ def config():
     return make
 
 
+@pytest.fixture(scope="session")
+def make_run(config):
+    """A run in memory: `curve` is (updates, accuracy, seconds, synthesis steps)."""
+    names = [*METRICS[:3], "synthesis/steps"]
+
+    def make(summary=None, curve=(), picture=None, **options):
+        rows = [dict(zip(names, each, strict=True)) for each in curve]
+        results = {"summary": summary or {}, "curve": read_curve(rows), "picture": picture}
+        return replace(configured("run", config(**options)), **results)
+
+    return make
+
+
 @pytest.fixture
 def write_run(tmp_path, config):
     """A run's directory: `curve` is (updates, accuracy, seconds of synthesis, of distillation)."""
@@ -33,16 +51,10 @@ def write_run(tmp_path, config):
         path = tmp_path / folder
         path.mkdir(parents=True)
         OmegaConf.save(config(**options), path / "config.yaml")
-        rows = []
-        for updates, accuracy, synthesis, distillation in curve:
-            spent = {"time/synthesis": synthesis, "time/distillation": distillation}
-            rows.append({"student_updates": updates, "val/student_accuracy": accuracy})
-            rows.append({"student_updates": updates, **spent, "synthesis/steps": 10 * updates})
-        if rows:
-            with open(path / "metrics.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, sorted({name for row in rows for name in row}))
-                writer.writeheader()
-                writer.writerows(rows)
+        if curve:
+            table = pd.DataFrame(curve, columns=METRICS)
+            table["synthesis/steps"] = 10 * table["student_updates"]
+            table.to_csv(path / "metrics.csv", index=False)
         if summary is not None:
             (path / "summary.json").write_text(json.dumps(summary))
         if picture is not None:

@@ -34,14 +34,8 @@ def test_main__four_files_with_equal_numbers(tmp_path, write_run, distilled, cap
     assert curve == pytest.approx([0.5, 0.88])
 
     page, table = ((out / f"report.{kind}").read_text() for kind in ("html", "md"))
-    for text in (
-        "Mine",
-        "70.0 ± 10.0",
-        "77.8 ± 11.1",
-        "1,200",
-        "zskt lacks seed 1, 2",
-        "an abacus",
-    ):
+    shown = ("Mine", "70.0 ± 10.0", "77.8 ± 11.1", "1,200", "zskt lacks seed 1, 2", "an abacus")
+    for text in shown:
         assert text in page
         assert text in table
     widths = [line.count("|") for line in table.splitlines() if line.startswith("|")]

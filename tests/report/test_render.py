@@ -8,40 +8,27 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from nayer_pl.report.groups import Method, Section, sections
-from nayer_pl.report.render import COLORS, SAMPLE_WIDTH, draw, draw_axes, page, points, styles
-from nayer_pl.report.runs import Evaluation, LeftOut, Run
+from nayer_pl.report.render import (
+    COLORS,
+    SAMPLE_WIDTH,
+    draw,
+    draw_axes,
+    line_styles,
+    mean_curve,
+    page,
+)
+from nayer_pl.report.runs import LeftOut
 
 
-def run(seed, curve=(), real=False, teacher=0.9):
-    config = {"model_name": "m", "seed": seed, "data": {"name": "d"}}
-    summary = {"teacher_accuracy": teacher, f"seconds_{'training' if real else 'synthesis'}": 1.0}
-    return Run(str(seed), config, summary, tuple(Evaluation(*each) for each in curve))
-
-
-RUNS = [
-    run(0, [(10, 0.5, 4.0, 30), (20, 0.7, 8.0, 60), (30, 0.8, 9.0, 90)]),
-    run(1, [(10, 0.7, 6.0, 30), (20, 0.9, 10.0, 60)]),  # without the third evaluation
-]
-
-
-def drawn(runs):
-    ax = Figure().subplots()
-    draw_axes(ax, Section("title", [Method("nayer", runs, {})], {}), "steps")
-    return ax
-
-
-def test_points__means_by_student_updates():
-    first, second = points(RUNS, "seconds")
-    assert first == pytest.approx((10, 5.0, 0.6, 0.02**0.5))
-    assert second == pytest.approx((20, 9.0, 0.8, 0.02**0.5))
-    assert [point.deviation for point in points(RUNS[:1], "seconds")] == [0, 0, 0]
-    assert points([run(0, [(10, 0.5, None, None)])], "seconds") == []
-
-
-def test_draw_axes__percent():
-    line, teacher = drawn(RUNS).lines
-    assert line.get_xydata().ravel() == pytest.approx([30, 60, 60, 80])
-    assert teacher.get_ydata() == pytest.approx([90, 90])
+def test_mean_curve(make_run):
+    first = make_run(curve=[(10, 0.5, 4.0, 30), (20, 0.7, 8.0, 60), (30, 0.8, 9.0, 90)])
+    second = make_run(curve=[(10, 0.7, 6.0, 30), (20, 0.9, 10.0, 60)])  # without the third
+    means = mean_curve([first, second], "seconds").to_numpy()
+    assert means[0] == pytest.approx((10, 5.0, 0.6, 0.02**0.5))
+    assert means[1] == pytest.approx((20, 9.0, 0.8, 0.02**0.5))
+    assert len(means) == 2
+    assert [*mean_curve([first], "seconds")["deviation"]] == [0, 0, 0]
+    assert mean_curve([make_run(curve=[(10, 0.5, None, None)])], "seconds").empty
 
 
 @pytest.mark.parametrize(
@@ -52,23 +39,29 @@ def test_draw_axes__percent():
         ((0.0, 0.3), None, (0, 33), [0, 10, 20, 30]),
     ],
 )
-def test_draw_axes__limits(accuracies, teacher, limits, ticks):
-    ax = drawn(
-        [run(0, [(i, each, 4.0, i) for i, each in enumerate(accuracies, 1)], False, teacher)]
+def test_draw_axes(make_run, accuracies, teacher, limits, ticks):
+    curve = [(i, each, 4.0, 5 * i) for i, each in enumerate(accuracies, 1)]
+    method = Method("nayer", [make_run({"teacher_accuracy": teacher}, curve)])
+    ax = Figure().subplots()
+    draw_axes(ax, Section("title", [method], {}), "steps")
+    line, *teachers = ax.lines
+    assert line.get_xydata().ravel() == pytest.approx(
+        [5, 100 * accuracies[0], 10, 100 * accuracies[1]]
     )
+    assert [each.get_ydata()[0] for each in teachers] == ([100 * teacher] if teacher else [])
     low, high = ax.get_ylim()
     assert (low, high) == pytest.approx(limits)
     assert [tick for tick in ax.get_yticks() if low <= tick <= high] == ticks
 
 
-def test_styles():
-    free = [Method(str(i), [run(i)], {}) for i in range(2 * len(COLORS))]
-    real = [Method(f"real {i}", [run(i, real=True)], {}) for i in range(2)]
-    found = styles([*free, *real])
+def test_line_styles(make_run):
+    free = [Method(str(i), [make_run()]) for i in range(2 * len(COLORS))]
+    real = [Method(f"real {i}", [make_run({"seconds_training": 1.0})]) for i in range(2)]
+    found = line_styles([*free, *real])
     looks = {(s["color"], str(s["linestyle"]), s.get("marker")) for s in found.values()}
     assert len(looks) == len(free) + len(real)
     assert {found[method.label]["color"] for method in real}.isdisjoint(COLORS)
-    assert styles([*real, *free[::-1]]) == found  # the order of results does not matter
+    assert line_styles([*real, *free[::-1]]) == found  # the order of results does not matter
 
 
 def png(width, height):
@@ -77,25 +70,23 @@ def png(width, height):
     return content.getvalue()
 
 
-@pytest.fixture(scope="module")
-def found(config, distilled):
-    curve = (Evaluation(10, 0.5, 5.0, 60), Evaluation(20, 0.8, 11.0, 120))
+def test_page(make_run, distilled):
+    curve = [(10, 0.5, 5.0, 60), (20, 0.8, 11.0, 120)]
     pictures = {"nayer": png(600, 300), "zskt": b"cut off", "dfq": png(30, 20)}
-    return sections(
-        [
-            Run("kd", config("kd"), {"student_accuracy": 0.9, "seconds_training": 3.0}, curve),
-            Run("f", config("<b>bold</b>", data="fashion_mnist"), distilled(0.6), curve),
-            *(
-                Run(f"{method}{seed}", config(method, seed), distilled(0.8), curve, picture)
-                for method, picture in pictures.items()
-                for seed in (0, 1)
-            ),
-        ]
-    )
+    runs = [
+        make_run({"student_accuracy": 0.9, "seconds_training": 3.0}, curve, method="kd"),
+        make_run(distilled(0.6), curve, method="<b>bold</b>", data="fashion_mnist"),
+        *(
+            make_run(distilled(0.8), curve, picture, method=method, seed=seed)
+            for method, picture in pictures.items()
+            for seed in (0, 1)
+        ),
+    ]
+    content = "A & B", sections(runs), [LeftOut("runs/dfq_seed2", "not finished")]
+    text = page(*content)
+    assert text == page(*content)
+    assert draw(content[1], "png") == draw(content[1], "png")
 
-
-def test_page(found):
-    text = page("A & B", found, [LeftOut("runs/dfq_seed2", "not finished")])
     root = ElementTree.fromstring(text)  # the page is XML, too
     assert not re.search(r"http|@import|url\(|<script|<link|<iframe|href=", text)
     sources = [image.get("src") for image in root.iter("img")]
@@ -113,8 +104,3 @@ def test_page(found):
     assert "runs/dfq_seed2: not finished" in map("".join, (li.itertext() for li in root.iter("li")))
     for table in root.iter("table"):
         assert len({len(row) for row in table.iter("tr")}) == 1
-
-
-@pytest.mark.parametrize("file_format", ["png", "svg"])
-def test_draw__deterministic(found, file_format):
-    assert draw(found, file_format) == draw(found, file_format)

@@ -1,39 +1,15 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from nayer_pl.report.runs import Run
-from nayer_pl.report.tables import Column
-
-
-def runs(values):
-    return [Run(str(value), {}, {"x": value}) for value in values]
-
-
-def column(**how):
-    return Column("x", "x", lambda run: run.summary["x"], **how)
-
-
-PERCENT, COUNT, SECONDS = column(scale=100, digits=1), column(), column(small=1)
-
-
-@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
-def test_figures__textbook_formulas(values):
-    figures = COUNT.figures(runs([*values, None, math.inf]))
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    assert figures["mean"] == pytest.approx(mean, abs=1e-6)
-    assert figures["std"] == pytest.approx(math.sqrt(variance), abs=1e-6)
-    assert figures["values"] == [*values, None, "not reached"]
+from nayer_pl.report.tables import COUNT, PERCENT, SECONDS, cell, over_seeds
 
 
 @pytest.mark.parametrize(
-    ("column", "values", "text"),
+    ("style", "values", "text"),
     [
         (PERCENT, [0.5, 0.6, 0.7], "60.0 ± 10.0"),
-        (PERCENT, [0.5], "50.0"),
+        (PERCENT, [0.05], "5.0"),
         (PERCENT, [0.5, 0.5], "50.0 ± 0.0"),
         (COUNT, [7200, 7200], "7,200"),
         (COUNT, [10, 20], "15 ± 7"),
@@ -47,5 +23,5 @@ def test_figures__textbook_formulas(values):
         (COUNT, [None, None], "\N{EN DASH}"),
     ],
 )
-def test_text(column, values, text):
-    assert column.text(runs(values)) == text
+def test_cell(style, values, text):
+    assert cell(over_seeds(values), style) == text

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from random import Random
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ OnCorrupt = Literal["stop", "skip"]
 
 MAX_NAMED = 10  # damaged pictures that are named; more are only counted
 LARGE_BYTES = 2e9  # memory of a split that is worth a line in the log
-AREA = (0.08, 1.0)
-RATIO = (3 / 4, 4 / 3)
-ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -97,9 +94,9 @@ def random_crop(picture: Image.Image, height: int, width: int, rng: Random) -> I
     Its area is 8 to 100 % of the picture's, its aspect ratio 3/4 to 4/3 of width / height; if no
     such part is found in ten attempts, it is the largest center of the ratio width / height.
     """
-    for _ in range(ATTEMPTS):
-        area = rng.uniform(*AREA) * picture.width * picture.height
-        ratio = width / height * math.exp(rng.uniform(*map(math.log, RATIO)))
+    for _ in range(10):
+        area = rng.uniform(0.08, 1.0) * picture.width * picture.height
+        ratio = width / height * math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         wide, tall = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < wide <= picture.width and 0 < tall <= picture.height:
             left = rng.randint(0, picture.width - wide)
@@ -110,21 +107,9 @@ def random_crop(picture: Image.Image, height: int, width: int, rng: Random) -> I
 
 
 class EncodedImages(Protocol):
-    """Encoded pictures of a split."""
+    """Encoded pictures of a split: by index the name in messages, and the file name or bytes."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> tuple[str, str | BytesIO]:
-        """Name of picture `i` in messages, and its file name or bytes."""
-        ...
-
-
-class Decoded(NamedTuple):
-    """Images uint8 [B, C, H, W], labels int64 [B], and which pictures cannot be read, and why."""
-
-    images: Tensor
-    labels: Tensor
-    failures: list[str]
+    def __getitem__(self, i: int, /) -> tuple[str, str | BytesIO]: ...
 
 
 class ImageStream:
@@ -163,11 +148,11 @@ class ImageStream:
         """
         known = len(self._failed)
         numbers: Any = [index.tolist() for index in batches]
-        loader: DataLoader[Decoded] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             numbers,
             batch_size=None,
             num_workers=min(self.workers, len(batches)),
-            collate_fn=partial(decode, self.encoded, self.labels, self.decoder, key),
+            collate_fn=partial(self._decode, key),
             generator=torch.Generator(),  # leaves the global one alone
         )
         ready: list[Tensor] = []
@@ -201,12 +186,28 @@ class ImageStream:
             )  # fmt: skip
         hidden = getattr(rank_zero_only, "rank", 0) != 0 or None  # None: also in a log file
         index: Any = tqdm(range(count), "Decoding", delay=3, disable=hidden, file=sys.stdout)
-        images, labels, failures = decode(self.encoded, self.labels, self.decoder, "", index)
+        images, labels, failures = self._decode("", index)
         self._report(failures)
         if count and not len(labels):
             raise InputError(f"None of the {count:,} images can be read, such as {failures[0]}.")
         self._report_count(0)
         return ImageSet(images, labels)
+
+    def _decode(self, key: str, index: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
+        """Images uint8 [B, C, H, W], labels int64 [B], and what cannot be read, and why."""
+        images = torch.empty((len(index), *self.image_shape), dtype=torch.uint8)
+        kept: list[int] = []
+        failures: list[str] = []
+        for i in index:
+            name, content = self.encoded[i]
+            try:
+                images[len(kept)].copy_(self.decoder(content, f"{key} {i}"))
+                kept.append(i)
+            except UnidentifiedImageError:
+                failures.append(f"{name} (no known image format)")
+            except Exception as error:  # PIL's parsers raise many kinds on damaged files
+                failures.append(f"{name} ({str(error) or type(error).__name__})")
+        return images[: len(kept)], self.labels[kept], failures
 
     def _report(self, failures: Sequence[str]) -> None:
         """Name the pictures that were not known to be damaged."""
@@ -227,22 +228,3 @@ class ImageStream:
                 "%s of %s images are left out, because they cannot be read.",
                 f"{len(self._failed):,}", f"{len(self.labels):,}",
             )  # fmt: skip
-
-
-def decode(
-    encoded: EncodedImages, labels: Tensor, decoder: Decoder, key: str, index: Sequence[int]
-) -> Decoded:
-    """Decode the pictures `index`, without those that cannot be read."""
-    images = torch.empty((len(index), *decoder.image_shape), dtype=torch.uint8)
-    kept: list[int] = []
-    failures: list[str] = []
-    for i in index:
-        name, content = encoded[i]
-        try:
-            images[len(kept)].copy_(decoder(content, f"{key} {i}"))
-            kept.append(i)
-        except UnidentifiedImageError:
-            failures.append(f"{name} (no known image format)")
-        except Exception as error:  # PIL's parsers raise many kinds on damaged files
-            failures.append(f"{name} ({str(error) or type(error).__name__})")
-    return Decoded(images[: len(kept)], labels[kept], failures)

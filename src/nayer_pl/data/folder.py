@@ -80,14 +80,13 @@ class PictureSource(ABC):
 
     def split_names(self, split: Split) -> tuple[str, ...]:
         """Possible names of the split."""
-        given = self.train_split if split == "train" else self.evaluation_split
-        if isinstance(given, str):
-            return (given,)
-        return tuple(given) if given else SPLITS[split]
+        given = (self.train_split if split == "train" else self.evaluation_split) or SPLITS[split]
+        return (given,) if isinstance(given, str) else tuple(given)
 
 
-def first_found(names: Sequence[str], found: Sequence[str], kind: str) -> str:
-    """The first of `names` that is among `found`, or an InputError that lists `found`."""
+def first_found(names: str | Sequence[str], found: Sequence[str], kind: str) -> str:
+    """The name, or the first of several, that is among `found`; else an InputError lists these."""
+    names = [names] if isinstance(names, str) else names
     for name in names:
         if name in found:
             return name
@@ -205,14 +204,11 @@ class FolderImages(PictureSource):
         return root, found
 
 
+@dataclass
 class _Files:
     """Picture files by name."""
 
-    def __init__(self, files: list[str]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
+    files: list[str]
 
     def __getitem__(self, i: int) -> tuple[str, str]:
         return self.files[i], self.files[i]

@@ -1,7 +1,7 @@
 """Image classification sets of the Hugging Face Hub, or a local folder in the same layout."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -53,7 +53,7 @@ class HubImages(PictureSource):
             InputError: the data set, split or column does not exist.
         """
         dataset, name = self._open(split)
-        images = first_found(self._columns("image"), dataset.column_names, "column")
+        images = first_found(self.image_column or IMAGE_COLUMNS, dataset.column_names, "column")
         column = self._label_column(dataset.features)
         labels = [-1 if label is None else label for label in dataset[column][:]]
         return _Rows(dataset, images, name), torch.tensor(labels, dtype=torch.int64)
@@ -75,12 +75,8 @@ class HubImages(PictureSource):
             )
         return list(features[column].names)
 
-    def _columns(self, kind: str) -> tuple[str, ...]:
-        given = self.image_column if kind == "image" else self.label_column
-        return (given,) if given else IMAGE_COLUMNS if kind == "image" else LABEL_COLUMNS
-
     def _label_column(self, features: "Features") -> str:
-        column = first_found(self._columns("label"), list(features), "column")
+        column = first_found(self.label_column or LABEL_COLUMNS, list(features), "column")
         kind = str(getattr(features[column], "dtype", features[column]))
         if not kind.startswith(("int", "uint")):
             raise InputError(
@@ -134,20 +130,20 @@ class HubImages(PictureSource):
 
         place = self._location()
         builder = datasets.load_dataset_builder(place, self.name, data_files=files)
-        if (
-            builder.info.builder_name == "imagefolder"
-        ):  # it numbers the classes of each split on its own
-            if Path(place).is_dir():
-                raise InputError(
-                    f"'{self.path}' is a folder of picture files; read it with "
-                    "nayer_pl.FolderImages."
-                )
-            if not _same_classes(builder.config.data_files or {}):
-                raise InputError(
-                    f"'{self.path}' is made of picture files, and its splits do not have the same "
-                    "class folders; download it, set path to that folder, and read it with "
-                    "nayer_pl.FolderImages."
-                )
+        if builder.info.builder_name != "imagefolder":
+            return builder
+        # This one numbers the classes of each split on its own.
+        if Path(place).is_dir():
+            raise InputError(
+                f"'{self.path}' is a folder of picture files; read it with nayer_pl.FolderImages."
+            )
+        splits = (builder.config.data_files or {}).values()
+        if len({_class_folders(split) for split in splits}) > 1:
+            raise InputError(
+                f"'{self.path}' is made of picture files, and its splits do not have the same "
+                "class folders; download it, set path to that folder, and read it with "
+                "nayer_pl.FolderImages."
+            )
         return builder
 
     def _prepared(self, split: Split) -> tuple["Dataset", str] | None:
@@ -161,13 +157,13 @@ class HubImages(PictureSource):
         if Path(self._location()).is_dir() or not root.is_dir():
             return None
         for name_here in self.split_names(split):
-            first = [*root.glob(f"{self.name or ''}*/*/*/*-{name_here}.arrow")]
-            first += root.glob(f"{self.name or ''}*/*/*/*-{name_here}-00000-of-*.arrow")
-            if first:
-                newest = max(first, key=lambda path: path.stat().st_mtime).parent
-                files = sorted(newest.glob(f"*-{name_here}*.arrow"))
-                parts = [datasets.Dataset.from_file(str(file)) for file in files]
-                return datasets.concatenate_datasets(parts), name_here
+            pattern = f"{self.name or ''}*/*/*/*-{name_here}"
+            files = [*root.glob(f"{pattern}.arrow"), *root.glob(f"{pattern}-?????-of-?????.arrow")]
+            if files:
+                newest = max(files, key=lambda path: path.stat().st_mtime).parent
+                parts = [str(file) for file in sorted(files) if file.parent == newest]
+                dataset = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, parts)])
+                return dataset, name_here
         return None
 
     def _location(self) -> str:
@@ -200,14 +196,10 @@ class HubImages(PictureSource):
             ) from error
 
 
-def _same_classes(files: Mapping[Any, Sequence[str]]) -> bool:
-    """Whether the pictures of all splits lie in folders of the same names."""
-    paths = [[PurePosixPath(str(file)) for file in split] for split in files.values()]
-    folders = [
-        frozenset(path.parent.name for path in split if path.suffix.lower() in SUFFIXES)
-        for split in paths
-    ]
-    return len(set(folders)) <= 1
+def _class_folders(files: Sequence[Any]) -> frozenset[str]:
+    """The names of the folders in which these pictures lie."""
+    paths = [PurePosixPath(str(file)) for file in files]
+    return frozenset(path.parent.name for path in paths if path.suffix.lower() in SUFFIXES)
 
 
 class _Rows:
@@ -219,9 +211,6 @@ class _Rows:
         pictures = dataset.select_columns([column])
         self.dataset = pictures.cast_column(column, Image(decode=False))
         self.column, self.split = column, split
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, i: int) -> tuple[str, str | BytesIO]:
         row = self.dataset[i][self.column] or {}

@@ -89,15 +89,13 @@ class Digits:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        images, labels = load_digits(return_X_y=True)
-        halves = train_test_split(images, labels, test_size=500, stratify=labels, random_state=0)
-        which = 0 if split == "train" else 1
-        pixels = torch.from_numpy(halves[which]).float().view(-1, 1, 8, 8) * (255 / 16)
+        every = load_digits(return_X_y=True)
+        halves = train_test_split(*every, test_size=500, stratify=every[1], random_state=0)
+        images, labels = map(torch.from_numpy, halves[0 if split == "train" else 1 :: 2])
+        pixels = images.float().view(-1, 1, 8, 8) * (255 / 16)
         size = (self.image_size, self.image_size)
         enlarged = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-        return ImageSet(
-            enlarged.round().to(torch.uint8), torch.from_numpy(halves[2 + which]).long()
-        )
+        return ImageSet(enlarged.round().to(torch.uint8), labels.long())
 
     def class_names(self) -> list[str]:
         """Zero to nine, as words."""

@@ -7,15 +7,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from nayer_pl.errors import InputError, NayerError
-from nayer_pl.report.groups import Method, sections
-from nayer_pl.report.render import AXES, draw, page, points
+from nayer_pl.report.groups import sections
+from nayer_pl.report.render import AXES, draw, mean_curve, page
 from nayer_pl.report.runs import LeftOut, Run, fetch_runs, find_runs
-from nayer_pl.report.tables import TABLES, markdown
+from nayer_pl.report.tables import figures, markdown
 from nayer_pl.runtime.files import cannot_write, write_durably
 
 
@@ -27,31 +25,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run_dirs", nargs="*", help="directories of runs, or above them")
     parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="all runs of a W&B project")
-    parser.add_argument("--out", default="report", help="the folder to write to")
+    parser.add_argument("--out", default="report", type=Path, help="the folder to write to")
     parser.add_argument("--title", default="Data-free distillation")
     given = parser.parse_args(arguments)
     try:
         found = find_runs(given.run_dirs) + (fetch_runs(given.wandb) if given.wandb else [])
         runs = [each for each in found if isinstance(each, Run)]
         left_out = [each for each in found if isinstance(each, LeftOut)]
-        write_report(Path(given.out), given.title, runs, left_out)
+        write_report(given.out, given.title, runs, left_out)
     except NayerError as error:
         sys.exit(f"error: {error}")
     for name, why in left_out:
         print(f"not in the tables: {name}: {why}", file=sys.stderr)
-    print(f"{len(runs)} run{'s' * (len(runs) != 1)}: {Path(given.out) / 'report.html'}")
+    print(f"{len(runs)} run{'s' * (len(runs) != 1)}: {given.out / 'report.html'}")
 
 
 def write_report(
-    folder: Path, title: str, runs: Sequence[Run], left_out: Sequence[LeftOut] = ()
+    folder: Path, title: str, runs: Sequence[Run], left_out: Sequence[LeftOut]
 ) -> None:
     """Write `report.html`, `report.png`, `report.md` and `report.json`.
-
-    Args:
-        folder: of the four; files of an earlier report are replaced.
-        title: of the page.
-        runs: the finished ones.
-        left_out: everything else, which is named with the reason.
 
     Raises:
         InputError: there are no runs, or the files cannot be written.
@@ -70,7 +62,19 @@ def write_report(
                 "title": section.title,
                 "shared": section.shared,
                 "gaps": section.gaps(),
-                "methods": [_numbers(method) for method in section.methods],
+                "methods": [
+                    {
+                        "label": method.label,
+                        "seeds": method.seeds,
+                        "runs": [run.name for run in method.runs],
+                        "settings": method.settings,
+                        "figures": figures(method.runs),
+                        "curves": {
+                            axis: mean_curve(method.runs, axis).to_dict("records") for axis in AXES
+                        },
+                    }
+                    for method in section.methods
+                ],
             }
             for section in found
         ],
@@ -87,17 +91,6 @@ def write_report(
             write_durably(folder / name, content)
     except OSError as error:
         raise InputError(f"{cannot_write(error)}; choose another folder with --out.") from error
-
-
-def _numbers(method: Method) -> dict[str, Any]:
-    return {
-        "label": method.label,
-        "seeds": method.seeds,
-        "runs": [run.name for run in method.runs],
-        "settings": method.settings,
-        "figures": {column.key: column.figures(method.runs) for column in chain(*TABLES.values())},
-        "curves": {axis: [p._asdict() for p in points(method.runs, axis)] for axis in AXES},
-    }
 
 
 if __name__ == "__main__":

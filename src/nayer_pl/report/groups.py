@@ -2,49 +2,22 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from nayer_pl.report.configs import Settings
 from nayer_pl.report.runs import Run
-
-Settings = dict[str, str]
-
-# The parts of a configuration that define a run, in the order in which they name variants.
-PARTS = ("plan", "model", "prompts", "text_encoder", "bank", "data", "teacher", "student")
-TRAINER_KEYS = (
-    "accelerator", "devices", "num_nodes", "precision", "max_epochs", "max_steps",
-    "limit_train_batches",
-)  # fmt: skip
-# Places of files, the teacher's training, what a seed changes, and instructions to Hydra.
-IGNORED_KEYS = (
-    "path", "cache", "cache_dir", "weights", "trained_by", "trust_code", "workers", "seed",
-    "check_teacher", "_recursive_", "_convert_", "_partial_",
-)  # fmt: skip
-NOT_IGNORED = ("text_encoder.path", "student.weights")  # although their keys are
-# Copies of other parts.
-COPIES = (
-    "model.teacher", "model.student", "model.label_text", "model.network", "model.image_shape",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the tables: runs that differ in their seed only.
+    """A row of the tables: runs that differ in their seed only, in the order of seeds.
 
-    Args:
-        label: the method's name, and the settings that tell it from its other variants.
-        runs: in the order of seeds.
-        settings: those that not all runs of the section share.
-
-    Example:
-        >>> Method("nayer", [Run("a", {"seed": 1}, {"seconds_training": 9.0})], {}).name
-        'nayer (real images)'
+    The label is the method's name, with the settings that tell it from its other variants.
     """
 
     label: str
     runs: Sequence[Run]
-    settings: Settings
 
     @property
     def name(self) -> str:
@@ -57,25 +30,21 @@ class Method:
         return [run.seed for run in self.runs]
 
     @property
+    def settings(self) -> Settings:
+        """Those that not all runs of the section share."""
+        return self.runs[0].settings
+
+    @property
     def uses_real_images(self) -> bool:
-        """Whether it is a baseline rather than a data-free method."""
-        return all(run.uses_real_images for run in self.runs)
+        """Whether it is a baseline, whose students learn from real images."""
+        return all(run.summary.get("seconds_training") for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Section:
     """Methods with the same data set and the same architectures of teacher and student.
 
-    Args:
-        title: data set, teacher and student.
-        methods: data-free ones first, then baselines; the most accurate first among either.
-        shared: settings that all runs have in common.
-
-    Example:
-        >>> config = {"model_name": "nayer", "seed": 0, "data": {"name": "digits"}}
-        >>> (section,) = sections([Run("a", config, {})])
-        >>> section.methods[0].label, section.gaps()
-        ('nayer', [])
+    Data-free ones come first, then baselines; the most accurate first among either.
     """
 
     title: str
@@ -106,106 +75,56 @@ class Section:
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """Group runs by data set, teacher and student; then by method, and by what differs in it."""
+    """Group runs by data set, teacher and student; then by method, and by what differs in it.
+
+    A run without a teacher is compared with the one that others of its kind had.
+    """
+    numbers = ((run.teacher, run.numbers.get("teacher_accuracy")) for run in runs)
+    teachers = {teacher: accuracy for teacher, accuracy in numbers if accuracy is not None}
     together = defaultdict(list)
-    for run in _with_teachers(runs):
-        together[_title(run.config)].append(run)
+    for run in runs:
+        summary = {"teacher_accuracy": teachers.get(run.teacher), **run.summary}
+        together[run.title].append(replace(run, summary=summary))
     return [_section(title, members) for title, members in sorted(together.items())]
 
 
 def _section(title: str, runs: Sequence[Run]) -> Section:
-    settings = [settings_of(run.config) for run in runs]
-    shared = {k: v for k, v in settings[0].items() if all(s.get(k) == v for s in settings)}
-    variants = defaultdict(list)
-    for run, own in zip(runs, settings, strict=True):
-        variants[run.method].append((run, {k: v for k, v in own.items() if k not in shared}))
-    rows = defaultdict(list)
-    for name, members in variants.items():
-        for label, member in zip(_labels(name, [own for _, own in members]), members, strict=True):
-            rows[label].append(member)
-    methods = [
-        Method(label, sorted((run for run, _ in members), key=lambda run: run.seed), members[0][1])
-        for label, members in rows.items()
-    ]
+    first, *others = (run.settings.items() for run in runs)
+    shared = dict(item for item in first if all(item in each for each in others))
+    variants: dict[str, list[Run]] = defaultdict(list)
+    rows: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        own = {name: value for name, value in run.settings.items() if name not in shared}
+        variants[run.method].append(replace(run, settings=own))
+    for members in variants.values():
+        telling = _telling(members)
+        for run in members:
+            texts = [f"{name}={run.settings[name]}" for name in telling if name in run.settings]
+            rows[", ".join([run.method, *texts])].append(run)
+    methods = [Method(name, sorted(rows[name], key=lambda run: run.seed)) for name in rows]
     return Section(title, sorted(methods, key=_rank), shared)
 
 
 def _rank(method: Method) -> tuple[bool, float, str]:
-    known = [accuracy for run in method.runs if (accuracy := run.accuracy()) is not None]
+    every = [run.numbers.get("student_accuracy") for run in method.runs]
+    known = [accuracy for accuracy in every if accuracy is not None]
     return method.uses_real_images, -statistics.fmean(known or [0.0]), method.label
 
 
-def _labels(method: str, settings: Sequence[Settings]) -> list[str]:
-    """For each run the method's name, with the settings that tell its variants apart.
+def _telling(runs: Sequence[Run]) -> list[str]:
+    """The settings that tell the variants of a method apart.
 
     Of settings that change together, the first is named. Those that only some variants have, such
     as the options of another loss, are named only if nothing else tells these variants apart.
     """
-    names = dict.fromkeys(name for each in settings for name in each)
-    columns = {name: tuple(each.get(name) for each in settings) for name in names}
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    columns = {name: tuple(run.settings.get(name) for run in runs) for name in names}
     telling: dict[tuple[str | None, ...], str] = {}
     for name, column in columns.items():
-        if len(set(column) - {None}) > 1:
+        if len({*column} - {None}) > 1:
             telling.setdefault(column, name)
     for name, column in columns.items():
-        if _count_groups([*telling, column]) > _count_groups([*telling]):
+        told_apart = len({*zip(*telling, strict=True)}) or 1
+        if len({*zip(*telling, column, strict=True)}) > told_apart:
             telling[column] = name
-    return [
-        ", ".join([method, *(f"{name}={each[name]}" for name in telling.values() if name in each)])
-        for each in settings
-    ]
-
-
-def _count_groups(columns: Sequence[tuple[str | None, ...]]) -> int:
-    return max(1, len(set(zip(*columns, strict=True))))
-
-
-def settings_of(config: Mapping[str, Any]) -> Settings:
-    """The settings that define a run: dotted names, and values as they would be typed."""
-    trainer = config.get("trainer") or {}
-    parts = {part: config.get(part) for part in PARTS}
-    return dict(_flat({**parts, "trainer": {key: trainer.get(key) for key in TRAINER_KEYS}}))
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        if name in COPIES or (key in IGNORED_KEYS and name not in NOT_IGNORED):
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
-        else:
-            yield name, _typed(value)
-
-
-def _typed(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_typed, value))}]"
-    return str(value)
-
-
-def _title(config: Mapping[str, Any]) -> str:
-    """Data set, teacher and student."""
-    names = []
-    for node in (config.get("teacher") or {}, config.get("student") or {}):
-        architecture = node.get("architecture") or {}
-        target = str(architecture.get("_target_", "?")).rpartition(".")[2]
-        name = architecture.get("name") or node.get("name")
-        names.append(f"{target} {name}" if name else target)
-    return f"{config['data']['name']}, {names[0]} to {names[1]}"
-
-
-def _with_teachers(runs: Sequence[Run]) -> list[Run]:
-    """Give runs without a teacher the accuracy of the one that others of their kind had."""
-
-    def teacher(run: Run) -> tuple[str, int, str]:
-        weights = (run.config.get("teacher") or {}).get("weights")
-        return str(run.config["data"]["name"]), run.seed, str(weights)
-
-    known = {teacher(run): a for run in runs if (a := run.number("teacher_accuracy")) is not None}
-    return [
-        replace(run, summary={"teacher_accuracy": known.get(teacher(run)), **run.summary})
-        for run in runs
-    ]
+    return list(telling.values())

@@ -6,19 +6,27 @@ import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nayer_pl.errors import friendly_errors
+from nayer_pl.report.configs import Settings, settings_of, title_of
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.csv", "samples.png"
 # Not searched for runs: a run's own teacher training, and the weights of teachers beside runs.
 TEACHERS = ("teacher", "teachers")
+PHASES = ("synthesis", "distillation", "training")
+METRIC_NAMES = [
+    "student_updates", "step", "trainer/global_step", "val/student_accuracy", "val/accuracy",
+    "synthesis/steps", *(f"time/{phase}" for phase in PHASES),
+]  # fmt: skip
 
 
 class LeftOut(NamedTuple):
@@ -28,93 +36,82 @@ class LeftOut(NamedTuple):
     why: str
 
 
-class Evaluation(NamedTuple):
-    """The student's accuracy, in [0, 1], after some updates, and its cost up to then.
+def read_curve(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The student's "accuracy" in [0, 1] and its cost up to then, by student updates.
 
-    The cost is in seconds of synthesis and distillation, without evaluation and the teacher's
-    training, and in synthesis steps, summed over all ranks. None is unknown.
+    The cost is in "seconds" of synthesis and distillation, without evaluation and the teacher's
+    training, and in "steps" of synthesis, summed over all ranks. NaN is unknown.
+
+    The rows are those of `metrics.csv` or of a W&B history, in any order; an accuracy and its cost
+    may be in different ones (see `PhaseTimer`).
     """
-
-    updates: int
-    accuracy: float
-    seconds: float | None
-    steps: float | None
+    table = pd.DataFrame(list(rows), columns=METRIC_NAMES)
+    table = table.apply(pd.to_numeric, errors="coerce").astype(float)  # an empty cell is NaN
+    table = table.replace([math.inf, -math.inf], math.nan)
+    # Lightning's own rows have the index of the last step, which counts from 0.
+    step = table["step"].fillna(table["trainer/global_step"]) + 1
+    table["updates"] = table["student_updates"].fillna(step)
+    merged = table.groupby("updates").last()
+    merged.index = merged.index.astype(int)
+    accuracy = merged["val/student_accuracy"].fillna(merged["val/accuracy"])
+    seconds = merged.filter(like="time/").sum(axis=1, min_count=1)
+    curve = {"accuracy": accuracy, "seconds": seconds, "steps": merged["synthesis/steps"]}
+    return pd.DataFrame(curve).dropna(subset="accuracy")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """What a run's configuration says, and its results.
 
-    Args:
-        name: its directory, or its path at Weights & Biases.
-        config: the whole configuration, resolved.
-        summary: as in `summary.json`.
-        evaluations: in the order of student updates.
-        picture: `samples.png`, if there is one.
-
-    Example:
-        >>> config = {"model_name": "nayer", "seed": 0, "data": {"name": "digits"}}
-        >>> curve = (Evaluation(100, 0.6, 5.0, 40), Evaluation(200, 0.8, 11.0, 80))
-        >>> run = Run("runs/1", config, {"teacher_accuracy": 0.8}, curve)
-        >>> run.seconds_to(0.9)
-        11.0
+    `teacher` is the same for runs with the same teacher; `curve` is as `read_curve` makes it, and
+    `picture` is `samples.png`.
     """
 
     name: str
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    evaluations: tuple[Evaluation, ...] = ()
+    method: str
+    seed: int
+    title: str
+    settings: Settings
+    teacher: tuple[str, int, str]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    curve: pd.DataFrame = field(default_factory=lambda: read_curve([]))
     picture: bytes | None = None
 
-    @property
-    def method(self) -> str:
-        """Its `model_name`."""
-        return str(self.config["model_name"])
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """The finite numbers of the summary, and what follows from them and the curve.
 
-    @property
-    def seed(self) -> int:
-        """The seed of everything random in it."""
-        return int(self.config["seed"])
-
-    @property
-    def uses_real_images(self) -> bool:
-        """Whether the student learned from real images, and nothing was synthesized."""
-        return bool(self.summary.get("seconds_training"))
-
-    def number(self, *names: str) -> float | None:
-        """The first of these entries of the summary that is a finite number."""
-        values = map(self.summary.get, names)
-        return next((v for v in values if isinstance(v, int | float) and math.isfinite(v)), None)
-
-    def accuracy(self) -> float | None:
-        """The student's after the last epoch; `model=scratch` has it under another name."""
-        return self.number("student_accuracy", "accuracy")
-
-    def share_of_teacher(self) -> float | None:
-        """The student's accuracy as a share of its teacher's."""
-        teacher, student = self.number("teacher_accuracy"), self.accuracy()
-        return None if student is None or not teacher else student / teacher
-
-    def updates(self) -> float | None:
-        """Student updates in the whole run."""
-        last = self.evaluations[-1].updates if self.evaluations else None
-        return self.number("student_updates") or last
-
-    def seconds(self) -> float | None:
-        """Seconds of all phases but the teacher's training."""
-        names = ("seconds_synthesis", "seconds_distillation", "seconds_training")
-        return sum(self.number(name) or 0.0 for name in names) or None
-
-    def seconds_to(self, share: float) -> float | None:
-        """Seconds until the first evaluation at or above this share of the teacher's accuracy.
-
-        Infinity if it was never reached, None if that is not known.
+        What is not known is missing or None, and infinity is what never happened.
         """
-        teacher = self.number("teacher_accuracy")
-        if teacher is None or all(each.seconds is None for each in self.evaluations):
-            return None
-        reached = (each.seconds for each in self.evaluations if each.accuracy >= share * teacher)
-        return next(reached, math.inf)
+        found: dict[str, Any] = {
+            key: value
+            for key, value in self.summary.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        accuracy = found.get("student_accuracy", found.get("accuracy"))  # of `model=scratch`
+        if (teacher := found.get("teacher_accuracy")) is not None:
+            for percent in (90, 95, 99):
+                found[f"seconds_to_{percent}"] = seconds_to(percent / 100 * teacher, self.curve)
+        return {
+            **found,
+            "student_accuracy": accuracy,
+            "share_of_teacher": accuracy / teacher if teacher and accuracy is not None else None,
+            "seconds_student": found.get("seconds_distillation", found.get("seconds_training")),
+            "seconds": sum(found.get(f"seconds_{phase}", 0.0) for phase in PHASES) or None,
+            "student_updates": found.get("student_updates") or max(self.curve.index, default=None),
+        }
+
+
+def seconds_to(accuracy: float, curve: pd.DataFrame) -> float | None:
+    """Seconds until the first evaluation at or above this accuracy.
+
+    Infinity if it was never reached, None if that is not known.
+    """
+    if curve["seconds"].isna().all():
+        return None
+    reached = curve["seconds"][curve["accuracy"] >= accuracy]
+    seconds = next(iter(reached), math.inf)
+    return None if math.isnan(seconds) else seconds
 
 
 def find_runs(roots: Sequence[str | Path]) -> list[Run | LeftOut]:
@@ -148,32 +145,17 @@ def fetch_runs(project: str) -> list[Run | LeftOut]:
         return [_read_online(run) for run in wandb.Api().runs(project)]
 
 
-def evaluations(rows: Iterable[Mapping[str, Any]]) -> tuple[Evaluation, ...]:
-    """Join accuracies with their cost, by student updates.
-
-    Args:
-        rows: of `metrics.csv` or of a W&B history, in any order; an accuracy and its cost may be
-            in different rows (see `PhaseTimer`).
-    """
-    merged: dict[int, dict[str, float]] = {}
-    for row in rows:
-        numbers = {}
-        for key, value in row.items():
-            with suppress(TypeError, ValueError):  # an empty cell, a picture
-                if math.isfinite(number := float(value)):
-                    numbers[key] = number
-        # Lightning's own rows have the index of the last step, which counts from 0.
-        step = numbers.get("step", numbers.get("trainer/global_step", -2)) + 1
-        merged.setdefault(int(numbers.get("student_updates", step)), {}).update(numbers)
-    merged.pop(-1, None)  # rows without any step
-    found = []
-    for updates, numbers in sorted(merged.items()):
-        accuracy = numbers.get("val/student_accuracy", numbers.get("val/accuracy"))
-        seconds = [value for key, value in numbers.items() if key.startswith("time/")]
-        if accuracy is not None:
-            spent = sum(seconds) if seconds else None
-            found.append(Evaluation(updates, accuracy, spent, numbers.get("synthesis/steps")))
-    return tuple(found)
+def configured(name: str, config: Any) -> Run | LeftOut:
+    """The run of this configuration, still without results."""
+    try:
+        data, seed = config["data"]["name"], int(config["seed"])
+        weights = (config.get("teacher") or {}).get("weights")
+        trained = weights and weights == (config.get("export") or {}).get("path")
+        about = title_of(config), settings_of(config), (str(data), seed, str(weights))
+        run = Run(name, str(config["model_name"]), seed, *about)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return LeftOut(name, f"its {CONFIG} is not one of nayer_pl")
+    return LeftOut(name, "it trained a teacher") if trained else run
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
@@ -195,16 +177,16 @@ def _read_folder(folder: Path) -> Run | LeftOut:
     if not (folder / CONFIG).is_file():
         return LeftOut(name, "no run in it: it never began")
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-        if reason := _not_a_student(config):
-            return LeftOut(name, reason)
+        run = configured(name, OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+        if isinstance(run, LeftOut):
+            return run
         reading = METRICS
         lines = (folder / METRICS).read_text("utf-8") if (folder / METRICS).is_file() else ""
-        curve = evaluations(csv.DictReader(lines.splitlines()))
+        curve = read_curve(csv.DictReader(lines.splitlines()))
         if not (folder / SUMMARY).is_file():
             state = "not evaluated yet"
-            for each in curve[-1:]:
-                state = f"{100 * each.accuracy:.1f} % after {each.updates:,} student updates"
+            for updates, accuracy in curve["accuracy"][-1:].items():
+                state = f"{100 * accuracy:.1f} % after {updates:,} student updates"
             return LeftOut(name, f"not finished: {state}")
         reading = SUMMARY
         summary = json.loads((folder / SUMMARY).read_text("utf-8"))
@@ -212,39 +194,24 @@ def _read_folder(folder: Path) -> Run | LeftOut:
             return LeftOut(name, f"its {SUMMARY} is not one of nayer_pl")
         reading = SAMPLES
         picture = (folder / SAMPLES).read_bytes() if (folder / SAMPLES).is_file() else None
-        return Run(name, config, summary, curve, picture)
+        return replace(run, summary=summary, curve=curve, picture=picture)
     except (OSError, ValueError, csv.Error, YAMLError, OmegaConfBaseException) as error:
         return LeftOut(name, f"its {reading} cannot be read: {' '.join(str(error).split())}")
 
 
-def _read_online(run: Any) -> Run | LeftOut:
-    name, config = "/".join(run.path), dict(run.config)
-    if reason := _not_a_student(config):
-        return LeftOut(name, reason)
-    if run.state != "finished":
-        return LeftOut(name, f"not finished: it is {run.state}")
-    summary = {key: value for key, value in dict(run.summary).items() if "/" not in key}
+def _read_online(online: Any) -> Run | LeftOut:
+    run = configured("/".join(online.path), dict(online.config))
+    if isinstance(run, LeftOut):
+        return run
+    if online.state != "finished":
+        return LeftOut(run.name, f"not finished: it is {online.state}")
+    summary = {key: value for key, value in dict(online.summary).items() if "/" not in key}
     if "versions" not in summary:  # the last thing that a run does
-        return LeftOut(name, "not finished: it was ended before its summary")
-    rows = list(run.scan_history())
+        return LeftOut(run.name, "not finished: it was ended before its summary")
+    rows = list(online.scan_history())
     names = [name for row in rows for name in (row.get("bank/samples") or {}).get("filenames", ())]
     picture = None
     with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # none, or deleted there
-        run.file(names[-1]).download(root=folder, replace=True)
+        online.file(names[-1]).download(root=folder, replace=True)
         picture = (Path(folder) / names[-1]).read_bytes()
-    return Run(name, config, summary, evaluations(rows), picture)
-
-
-def _not_a_student(config: Any) -> str | None:
-    """The reason why no student of this project comes out of a run with this configuration."""
-    try:
-        parts = [config.get(part) or {} for part in ("teacher", "student", "trainer", "export")]
-        nodes = [*parts, config["data"], *(part.get("architecture") or {} for part in parts[:2])]
-        known = all(isinstance(node, Mapping) for node in nodes) and "name" in config["data"]
-        known = known and isinstance(config["seed"], int) and "model_name" in config
-    except (AttributeError, KeyError, TypeError):
-        known = False
-    if not known:
-        return f"its {CONFIG} is not one of nayer_pl"
-    teacher, written = parts[0].get("weights"), parts[3].get("path")
-    return "it trained a teacher" if written and written == teacher else None
+    return replace(run, summary=summary, curve=read_curve(rows), picture=picture)

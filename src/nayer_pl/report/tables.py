@@ -1,92 +1,43 @@
-"""Tables: a number of each run, over the seeds of a method, for people and as JSON."""
+"""Tables: the numbers of runs, over the seeds of a method, for people and as JSON."""
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 from nayer_pl.report.groups import Section
 from nayer_pl.report.runs import LeftOut, Run
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the tables: a number of each run, and its mean over seeds.
+class Style(NamedTuple):
+    """A factor, the digits after the point, and those of numbers below ten."""
 
-    Args:
-        key: its name in `report.json`.
-        title: its name in the tables.
-        of: the number; infinity if what is timed never happened, None if it is not known.
-        scale: factor in the tables.
-        digits: after the point.
-        small: digits after the point of numbers below ten, if more.
-
-    Example:
-        >>> column = Column("s", "seconds", lambda run: run.number("s"))
-        >>> column.text([Run("a", {}, {"s": 10}), Run("b", {}, {"s": 20})])
-        '15 ± 7'
-    """
-
-    key: str
-    title: str
-    of: Callable[[Run], float | None]
-    scale: float = 1.0
-    digits: int = 0
-    small: int = 0
-
-    def figures(self, runs: Sequence[Run]) -> dict[str, Any]:
-        """Mean, sample standard deviation and single values, neither scaled nor rounded."""
-        values = [self.of(run) for run in runs]
-        finite = [value for value in values if value is not None and math.isfinite(value)]
-        return {
-            "mean": statistics.fmean(finite) if finite else None,
-            "std": statistics.stdev(finite) if len(finite) > 1 else None,
-            "values": ["not reached" if value == math.inf else value for value in values],
-        }
-
-    def text(self, runs: Sequence[Run]) -> str:
-        """The cell of a method with these runs."""
-        mean, std, values = self.figures(runs).values()
-        known = len(values) - values.count(None)
-        reached = known - values.count("not reached")
-        if not reached:
-            return "not reached" if known else "\N{EN DASH}"
-        digits = self.digits if mean * self.scale >= 10 else max(self.digits, self.small)
-        text = f"{mean * self.scale:,.{digits}f}"
-        if std is not None and (digits or std):
-            text += f" ± {std * self.scale:,.{digits}f}"
-        return text if reached == known else f"{text} ({reached} of {known})"
+    factor: int
+    digits: int
+    small: int
 
 
-def _number(key: str, title: str, *names: str, **how: Any) -> Column:
-    """An entry of the summary: `key`, or the first of `names` that is there."""
-    return Column(key, title, lambda run: run.number(*names or [key]), **how)
-
-
-def _time_to(share: int) -> Column:
-    key, title = f"seconds_to_{share}", f"s to {share} % of teacher"
-    return Column(key, title, lambda run: run.seconds_to(share / 100), small=1)
-
-
-STUDENT_SECONDS = ("seconds_distillation", "seconds_training")
-TABLES = {
-    "Accuracy": (
-        Column("student_accuracy", "student, %", Run.accuracy, 100, 1),
-        Column("share_of_teacher", "of teacher, %", Run.share_of_teacher, 100, 1),
-        _number("agreement", "agreement, %", scale=100, digits=1),
-        *map(_time_to, (90, 95, 99)),
-        _number("teacher_accuracy", "teacher, %", scale=100, digits=1),
-    ),
-    "Cost": (
-        _number("seconds_synthesis", "synthesis, s", small=1),
-        _number("seconds_student", "student, s", *STUDENT_SECONDS, small=1),
-        Column("seconds", "both, s", Run.seconds, small=1),
-        _number("synthesis_steps", "synthesis steps"),
-        Column("student_updates", "student updates", Run.updates),
-        _number("images_banked", "images banked"),
-        _number("images_kept", "images kept"),
-    ),
+PERCENT, SECONDS, COUNT = Style(100, 1, 1), Style(1, 0, 1), Style(1, 0, 0)
+TABLES = {  # the names of columns in `report.json`, and their titles in the tables
+    "Accuracy": {
+        "student_accuracy": ("student, %", PERCENT),
+        "share_of_teacher": ("of teacher, %", PERCENT),
+        "agreement": ("agreement, %", PERCENT),
+        "seconds_to_90": ("s to 90 % of teacher", SECONDS),
+        "seconds_to_95": ("s to 95 % of teacher", SECONDS),
+        "seconds_to_99": ("s to 99 % of teacher", SECONDS),
+        "teacher_accuracy": ("teacher, %", PERCENT),
+    },
+    "Cost": {
+        "seconds_synthesis": ("synthesis, s", SECONDS),
+        "seconds_student": ("student, s", SECONDS),
+        "seconds": ("both, s", SECONDS),
+        "synthesis_steps": ("synthesis steps", COUNT),
+        "student_updates": ("student updates", COUNT),
+        "images_banked": ("images banked", COUNT),
+        "images_kept": ("images kept", COUNT),
+    },
 }
 NOTES = (
     "Mean ± sample standard deviation over seeds, after the last epoch. The teacher's column and "
@@ -99,11 +50,43 @@ NOTES = (
 )
 
 
-def table(section: Section, columns: Sequence[Column]) -> list[list[str]]:
-    """The titles of these columns, then the cells of each method, from its name to its seeds."""
-    rows = [["method", *(column.title for column in columns), "seeds"]]
+def figures(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Every number in the tables, over the seeds of a method."""
+    keys = chain(*TABLES.values())
+    return {key: over_seeds([run.numbers.get(key) for run in runs]) for key in keys}
+
+
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean, sample standard deviation and single values, neither scaled nor rounded."""
+    finite = [value for value in values if value is not None and value < math.inf]
+    return {
+        "mean": statistics.fmean(finite) if finite else None,
+        "std": statistics.stdev(finite) if len(finite) > 1 else None,
+        "values": ["not reached" if value == math.inf else value for value in values],
+    }
+
+
+def cell(found: Mapping[str, Any], style: Style) -> str:
+    """Such a number as it is shown."""
+    mean, std, values = found.values()
+    known = len(values) - values.count(None)
+    reached = known - values.count("not reached")
+    if not reached:
+        return "not reached" if known else "\N{EN DASH}"
+    digits = style.digits if mean * style.factor >= 10 else style.small
+    text = f"{mean * style.factor:,.{digits}f}"
+    if std is not None and (digits or std):
+        text += f" ± {std * style.factor:,.{digits}f}"
+    return text if reached == known else f"{text} ({reached} of {known})"
+
+
+def table(section: Section, name: str) -> list[list[str]]:
+    """The titles of a table, then the cells of each method, from its name to its seeds."""
+    columns = TABLES[name]
+    rows = [["method", *(title for title, _ in columns.values()), "seeds"]]
     for method in section.methods:
-        cells = [column.text(method.runs) for column in columns]
+        numbers = figures(method.runs)
+        cells = [cell(numbers[key], style) for key, (_, style) in columns.items()]
         rows.append([method.name, *cells, ", ".join(map(str, method.seeds))])
     return rows
 
@@ -113,8 +96,8 @@ def markdown(title: str, sections: Sequence[Section], left_out: Sequence[LeftOut
     parts = [f"# {title}"]
     for section in sections:
         parts.append(f"## {section.title}")
-        for columns in TABLES.values():
-            head, *rows = table(section, columns)
+        for name in TABLES:
+            head, *rows = table(section, name)
             rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
             lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
             parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))

@@ -1,9 +1,13 @@
+import hashlib
 import os
 import re
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
+import torch
+from sklearn.datasets import load_digits
 
 from nayer_pl import Digits, HubImages, InputError, class_names
 
@@ -107,11 +111,6 @@ def test_cifar100__official_order():
     assert class_names("cifar100") == [line.replace("_", " ") for line in published]
 
 
-def test_digits__words():
-    words = "zero one two three four five six seven eight nine"
-    assert " ".join(class_names("digits")) == words
-
-
 def test_names__given():
     assert class_names(["cat", 7]) == ["cat", "7"]
     assert class_names(("cifar10",)) == ["cifar10"]
@@ -148,6 +147,75 @@ class Named:
 
 def test_names__of_the_source():
     assert class_names(None, Named()) == ["yes", "no"]
-    assert class_names(None, Digits()) == class_names("digits")
+    words = "zero one two three four five six seven eight nine"
+    assert " ".join(class_names(None, Digits())) == words
     with pytest.raises(InputError, match="set class_names"):
         class_names()
+
+
+def raw_rows(split):
+    """The 8x8 originals, [N, 64] in 0..16, and the labels, as they were before enlarging."""
+    images, labels = Digits(8).load(split)
+    return np.rint(images.flatten(1).double().numpy() * 16 / 255).astype(int), labels.numpy()
+
+
+def test_digits__sizes_and_types():
+    for split, count in (("train", 1297), ("evaluation", 500)):
+        images, labels = Digits().load(split)
+        assert images.shape == (count, 1, 16, 16)
+        assert labels.shape == (count,)
+        assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+        small = Digits(8).load(split).images
+        assert (int(small.min()), int(small.max())) == (0, 255)
+    with pytest.raises(InputError, match="image_size must be"):
+        Digits(0)
+
+
+def test_digits__stratified_halves():
+    def rows(images, labels):
+        pairs = zip(images.astype(int), labels, strict=True)
+        return [image.tobytes() + bytes([label]) for image, label in pairs]
+
+    originals, labels = load_digits(return_X_y=True)
+    halves = rows(*raw_rows("train")) + rows(*raw_rows("evaluation"))
+    assert len(set(halves)) == 1797
+    assert sorted(halves) == sorted(rows(originals, labels))
+    kept = np.bincount(Digits().load("evaluation").labels.numpy())
+    np.testing.assert_array_less(np.abs(kept - np.bincount(labels) * 500 / 1797), 1)
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 21])
+def test_digits__bilinear(size):
+    originals, labels = raw_rows("evaluation")
+    images, same_labels = Digits(size).load("evaluation")
+    centres = (np.arange(size) + 0.5) * 8 / size - 0.5
+    weights = np.stack([np.interp(centres, np.arange(8), unit) for unit in np.eye(8)], axis=1)
+    gray = originals.reshape(-1, 8, 8) * 255 / 16
+    expected = weights @ gray @ weights.T
+    assert np.abs(images[:, 0].numpy() - expected).max() < 0.5 + 1e-3
+    np.testing.assert_array_equal(labels, same_labels.numpy())
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", "db5f7c516e41a0f21fc308a50a383e32a73f28a0ffafd3f218ec1bb766207fd8"),
+        ("evaluation", "da2b3ef4e6c367545c0780238ec1ff9baa97cd067bc9c9a52edf222ea3f95b19"),
+    ],
+)
+def test_digits__fingerprint(split, expected):
+    """The split of all published figures, on every machine and with every scikit-learn."""
+    images, labels = Digits(8).load(split)
+    content = images.numpy().tobytes() + labels.numpy().tobytes()
+    assert hashlib.sha256(content).hexdigest() == expected
+
+
+def test_digits__global_random_state():
+    torch.manual_seed(3)
+    np.random.seed(3)
+    first = Digits().load("evaluation").images
+    after = torch.rand(1), np.random.rand()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    assert after == (torch.rand(1), np.random.rand())
+    assert torch.equal(first, Digits().load("evaluation").images)
