@@ -21,7 +21,7 @@ class TeacherFeatures:
             resolution.
 
     Example:
-        >>> from nayer_pl.networks import Classifier
+        >>> from nayer_pl.networks.classifier import Classifier
         >>> teacher = FrozenTeacher(Classifier(nn.BatchNorm2d(3), mean=[0.5], std=[0.2]))
         >>> features = TeacherFeatures(teacher, image_shape=(3, 8, 8), layers="all")
         >>> features.count, features(torch.rand(4, 3, 8, 8)).shape
