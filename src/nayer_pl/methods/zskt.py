@@ -163,7 +163,8 @@ class TurnSynthesizer(OnlineSynthesizer):
     z: Tensor
 
     def __init__(self, *options: Any, round_size: int) -> None:
-        super().__init__(*options, round_size=round_size)
+        super().__init__(*options)
+        self.round_size = round_size
         self.register_buffer("z", torch.zeros(round_size, self.noise_features))
 
     def start_round(self, targets: Tensor, teacher: FrozenTeacher, bank: Any) -> None:
