@@ -3,7 +3,6 @@ from statistics import fmean, stdev
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from nayer_pl.losses.distillation import (
     DIST,
@@ -13,9 +12,6 @@ from nayer_pl.losses.distillation import (
     L1Logits,
     LogitStandardization,
     MSELogits,
-    decoupled_kl,
-    pearson_relations,
-    soft_kl,
 )
 from nayer_pl.runtime.options import OptionError
 
@@ -115,14 +111,6 @@ def test_published_code(loss, published):
     assert found.item() == pytest.approx(published, rel=1e-6)
 
 
-def test_bit_for_bit():
-    student, teacher, labels = sample(64, 10, torch.float32)
-    logs = [F.log_softmax(logits / 20, dim=1) for logits in (student, teacher)]
-    divergence = F.kl_div(*logs, reduction="none", log_target=True).sum(1).mean() * 20.0**2
-    assert torch.equal(KLDivergence()(student, teacher, labels), divergence)
-    assert torch.equal(L1Logits()(student, teacher, labels), F.l1_loss(student, teacher))
-
-
 @every_loss
 def test_gradient(loss):
     student, teacher, labels = sample(3, 4)
@@ -169,26 +157,12 @@ def test_shift_and_scale(loss):
 
 
 def test_dist__affine_probabilities():
+    """They correlate fully; not so a single image, which has no relations within a class."""
     _, teacher, labels = sample()
     mixed = 0.3 * (teacher / 4).softmax(1) + 0.7 / 5  # with the uniform prediction
-    assert DIST()(4 * mixed.log() + 1, teacher, labels).item() == pytest.approx(0, abs=1e-12)
-    assert pearson_relations(teacher[:1], teacher[:1], 1.0)[1] == 1  # one image: no correlation
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_dkd__parts_of_the_divergence(temperature):
-    student, teacher, labels = sample(1)
-    target, others = decoupled_kl(student, teacher, labels, temperature)
-    rest = 1 - (teacher / temperature).softmax(1)[0, labels[0]]
-    torch.testing.assert_close(target + rest * others, soft_kl(student, teacher, temperature))
-
-
-def test_kl__high_temperature():
-    student, teacher, labels = sample()
-    gaps = (each - each.mean(1, keepdim=True) for each in (student, teacher))
-    limit = F.mse_loss(*gaps) / 2  # per class: the sum over C classes divided by 2 C
-    found = KLDivergence(1e4)(student, teacher, labels)
-    torch.testing.assert_close(found, limit, rtol=1e-3, atol=0)
+    student = 4 * mixed.log() + 1
+    assert DIST()(student, teacher, labels).item() == pytest.approx(0, abs=1e-12)
+    assert DIST(1)(teacher[:1], teacher[:1], labels[:1]).item() == pytest.approx(2)
 
 
 @pytest.mark.parametrize("option", ["temperature", "alpha", "beta"])

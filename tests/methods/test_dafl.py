@@ -6,34 +6,20 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Categorical
 
-from nayer_pl import BankOptions, Classifier, InputError, networks
+from nayer_pl import Classifier, InputError, networks
 from nayer_pl.methods.dafl import DAFL, last_linear
 from nayer_pl.networks.hooks import layer_inputs
 
 SHAPE = (1, 8, 8)
-PLAN = {
-    "epochs": 2, "warmup_epochs": 0, "rounds_per_epoch": 3, "kd_steps": 3, "round_size": 16,
-    "batch_size": 16, "interleaved": True,
-}  # fmt: skip
-
-
-@pytest.fixture
-def dafl(tiny_classifier):
-    def make(**options):
-        nets = {"teacher": tiny_classifier(), "student": tiny_classifier()}
-        defaults = {"noise_features": 6, "check_teacher": False, "generator_lr": 1e-3}
-        return DAFL(image_shape=SHAPE, **{**nets, **defaults, **options})
-
-    return make
 
 
 def judge(method, images):
     return method.synthesizer.loss(images, None, method.teacher, method.student, False)
 
 
-def test_loss(dafl):
+def test_loss(make):
     """Against the network written out layer by layer, not seen through hooks."""
-    method = dafl(onehot_weight=0.5, activation_weight=3.0, balance_weight=7.0)
+    method = make(DAFL, onehot_weight=0.5, activation_weight=3.0, balance_weight=7.0)
     images, teacher = torch.rand(16, *SHAPE, requires_grad=True), method.teacher.classifier
     net, x = teacher.network, (images - teacher.mean) / teacher.std
     features = net.norm2(net.conv2(net.norm1(net.conv1(x)).relu())).relu().mean((2, 3))
@@ -109,14 +95,11 @@ class Convolutional(nn.Sequential):
         super().__init__(*inside, nn.Conv2d(5, 3, 1), nn.Flatten())
 
 
-@pytest.mark.parametrize(
-    "network", [Convolutional(), nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())]
-)
-def test_teacher_without_last_linear(dafl, network, tiny_data, fit):
-    teacher = Classifier(copy.deepcopy(network), [0.4], [0.3])
+def test_teacher_without_last_linear(make, turns, fit):
+    teacher = Classifier(Convolutional(), [0.4], [0.3])
     with pytest.raises(InputError, match=r"linear layer.*activation_weight=0.*ZSKT"):
-        dafl(teacher=teacher)
-    method = dafl(teacher=teacher, activation_weight=0)
+        make(DAFL, teacher=teacher)
+    method = make(DAFL, teacher=teacher, activation_weight=0)
     assert "activation" not in judge(method, torch.rand(4, *SHAPE))
-    fit(method, tiny_data(PLAN, bank=BankOptions(capacity=16)))
+    fit(method, turns())
     assert method.student_updates == 6

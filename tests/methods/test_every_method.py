@@ -1,4 +1,4 @@
-"""What every method of conf/model promises a user, whatever it does inside."""
+"""What every method promises a user, whatever it does inside."""
 
 import copy
 import json
@@ -6,15 +6,37 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import RMSprop
+from torch.optim.lr_scheduler import ExponentialLR
 
-from nayer_pl import build_classifier, callbacks, save_classifier
+from nayer_pl import (
+    CMI,
+    DAFL,
+    DFAD,
+    DFQ,
+    NAYER,
+    ZSKT,
+    Classifier,
+    DeepInversion,
+    FastDFKD,
+    InputError,
+    KnowledgeDistillation,
+    build_classifier,
+    callbacks,
+    save_classifier,
+)
 from nayer_pl.app.train import train
+from nayer_pl.bank import SynthesisRound
 from nayer_pl.networks.weights import read_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,3 +192,141 @@ def test_two_ranks__different_images_for_one_student(short, tmp_path, name):
     assert all(images)
     assert not images[0] & images[1]
     assert json.loads((tmp_path / "run" / "summary.json").read_text()).keys() == SUMMARY
+
+
+# What can be exchanged, and what is asked of a teacher
+
+BANKED, ONLINE = (NAYER, FastDFKD, CMI, DeepInversion), (DAFL, DFAD, DFQ, ZSKT)
+LR = 0.01
+
+
+class Spy(Callback):
+    """A student's loss, and what it is given; of the data module, the targets."""
+
+    def __init__(self):
+        self.logits, self.labels, self.targets, self.made = [], [], [], []
+
+    def __call__(self, student_logits, teacher_logits, labels):
+        assert not teacher_logits.requires_grad
+        self.logits.append(teacher_logits)
+        self.labels.append(labels.clone())
+        return F.cross_entropy(student_logits, labels) + F.l1_loss(student_logits, teacher_logits)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if isinstance(batch, SynthesisRound):
+            self.made.append(batch.targets)
+        else:
+            self.targets.append(batch[1].clone())
+
+
+@pytest.mark.parametrize("method", [*BANKED, *ONLINE, KnowledgeDistillation])
+def test_exchange(make, tiny_data, real_data, fit, method):
+    """The student's loss, optimizer and schedule."""
+    spy, real, online = Spy(), method is KnowledgeDistillation, method in ONLINE
+    with pytest.raises(InputError, match=r"The optimizer cannot be built: .*learning rate"):
+        make(method, optimizer=partial(RMSprop, lr=-1.0))
+    built = make(
+        method, student_loss=spy, optimizer=partial(RMSprop, lr=LR),
+        scheduler=partial(ExponentialLR, gamma=0.5),
+    )  # fmt: skip
+    if online:  # no class is everybody's favorite
+        with torch.no_grad():
+            images = built.synthesizer.generator(torch.randn(64, 6))
+            teacher = built.teacher.classifier
+            teacher.network.head.bias -= teacher(images).mean(0)
+    before = {name: weight.clone() for name, weight in built.student.named_parameters()}
+    plan = {"epochs": 1, "warmup_epochs": 0, "kd_steps": 2, "interleaved": online}
+    data = real_data if real else tiny_data(plan)
+    trainer = fit(built, data, callbacks=[spy], max_epochs=1)
+
+    updates = 3 if real else 2
+    assert len(spy.labels) == built.student_updates == updates
+    expected = [logits.argmax(1) for logits in spy.logits] if online else spy.targets
+    assert all(map(torch.equal, spy.labels, expected))
+    assert len(torch.cat(spy.labels).unique()) > 1
+    if method in BANKED:  # the bank's labels are those that the images were made for
+        assert torch.equal(data.bank.labels, spy.made[0])
+    assert isinstance(trainer.optimizers[0], RMSprop)
+    halved = updates if real else 1  # after every step, or every epoch
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(LR * 0.5**halved)
+    learned = dict(built.student.named_parameters())
+    assert not any(torch.equal(before[name], weight) for name, weight in learned.items())
+
+
+@pytest.mark.parametrize("method", [*BANKED, *ONLINE])
+def test_augmentation(make, tiny_data, fit, method):
+    """Any callable takes the place of RandomCropFlip; its images are judged, but not banked."""
+    made, judged = [], []
+
+    def negative(images, rng):
+        assert rng is synthesizer.rng
+        return 1 - images
+
+    built = make(method, augmentation=negative)
+    synthesizer, generate = built.synthesizer, built.synthesizer.generate
+    synthesizer.generate = lambda targets: made.append(generate(targets)) or made[-1]
+    judge = synthesizer.criterion
+    if isinstance(judge, nn.Module):
+        judge.register_forward_pre_hook(lambda _, inputs: judged.append(inputs[0]))
+    else:
+        synthesizer.criterion = lambda images, *rest: judged.append(images) or judge(images, *rest)
+    data = tiny_data({"epochs": 1, "warmup_epochs": 0, "interleaved": method in ONLINE})
+    fit(built, data, limit_train_batches=1)
+    assert len(made) == synthesizer.steps
+    assert all(torch.equal(1 - plain, seen) for plain, seen in zip(made, judged, strict=True))
+    banked = data.bank.images.float() / 255
+    near = [torch.allclose(banked, each, rtol=0, atol=0.51 / 255) for each in made]
+    assert any(near)
+    assert not any(torch.allclose(banked, each, rtol=0, atol=0.1) for each in judged)
+
+
+CONVOLUTION = nn.Conv2d(1, 3, 3, padding=1)
+STATISTICS = {*BANKED, DFQ}
+TEACHERS = {  # a teacher, and the methods that work with it
+    "a linear layer": ([nn.Flatten(), nn.Linear(64, 3)], {DFAD, DAFL}),
+    "convolutions": ([CONVOLUTION, nn.AdaptiveAvgPool2d(1), nn.Flatten()], {DFAD, ZSKT}),
+    "a BatchNorm of single pixels": (
+        [nn.Conv2d(1, 3, 8), nn.BatchNorm2d(3), nn.Flatten()], {DFAD, *STATISTICS},
+    ),
+    "all of it": (
+        [CONVOLUTION, nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3)],
+        {*BANKED, *ONLINE},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layers", "work"), TEACHERS.values(), ids=TEACHERS)
+def test_teacher(make, layers, work):
+    """A method that refuses one names those that do not."""
+    for method in (*BANKED, *ONLINE):
+        teacher = Classifier(copy.deepcopy(nn.Sequential(*layers)), [0.5], [0.5])
+        if method in work:
+            make(method, teacher=teacher)
+        else:
+            with pytest.raises(InputError, match="DFAD works with every teacher"):
+                make(method, teacher=teacher)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [NAYER, ZSKT])
+def test_compile(make, tiny_data, fit, method):
+    """Compiled steps compute the same."""
+    made = make(method)
+    fit(made, tiny_data({"interleaved": method in ONLINE}))  # a student that has learned
+    images, targets, synthesizer = torch.rand(12, 1, 8, 8), torch.arange(12) % 3, made.synthesizer
+    learned = list(made.student.parameters())
+
+    def terms_and_gradients():
+        results = [] if method in ONLINE else [synthesizer.generate(targets)]
+        for warm_up in (False, True):
+            x = images.clone().requires_grad_()
+            terms = synthesizer.loss(x, targets, made.teacher, made.student.eval(), warm_up)
+            results += [*terms.values(), *torch.autograd.grad(terms["loss"], x)]
+        loss = made.student_objective(images, targets)
+        return [*results, loss, *torch.autograd.grad(loss, learned)]
+
+    plain = terms_and_gradients()
+    made.student_objective = torch.compile(made.student_objective, dynamic=False)
+    synthesizer.compile_steps()
+    for fast, expected in zip(terms_and_gradients(), plain, strict=True):
+        torch.testing.assert_close(fast, expected, rtol=1e-3, atol=1e-5)

@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning import Trainer
+from torch import nn
 
 from nayer_pl import Classifier, DivergenceError, InputError, RealDataModule, Supervised
 from nayer_pl.callbacks.checkpoint import Checkpoints
@@ -23,56 +23,28 @@ class Stripes:
         return ImageSet(images, labels)
 
 
-def fit(method, epochs=3):
-    trainer = Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    data = RealDataModule(Stripes(), batch_size=20)
-    trainer.fit(method, datamodule=data)
-    return trainer
+@pytest.fixture
+def linear():
+    return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), [0.5], [0.5])
 
 
-class Linear(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = torch.nn.Linear(64, 2)
-
-    def forward(self, x):
-        return self.head(x.flatten(1))
-
-
-def test_it_learns():
-    method = Supervised(Classifier(Linear(), [0.5], [0.5]), optimizer=SMALL_STEPS)
-    fit(method)
+def test_it_learns(linear, fit):
+    """And its learning rate falls to zero."""
+    method = Supervised(linear, optimizer=SMALL_STEPS)
+    trainer = fit(method, RealDataModule(Stripes(), batch_size=20, epochs=3))
     images, labels = Stripes().load("evaluation")
     right = (method.network(images / 255).argmax(1) == labels).float().mean().item()
     assert method.results() == {"accuracy": pytest.approx(right), "parameters": 130}
     assert right > 0.95
-
-
-def test_learning_rate_falls_to_zero():
-    trainer = fit(Supervised(Classifier(Linear(), [0.5], [0.5]), optimizer=SMALL_STEPS), epochs=2)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
-def test_nonfinite_loss():
-    method = Supervised(Classifier(Linear(), [0.5], [0.5]))
-    torch.nn.init.constant_(method.network.network.head.weight, torch.nan)
-    with pytest.raises(DivergenceError, match="training loss became nan"):
-        fit(method)
-
-
-def test_nonfinite_loss__network_and_checkpoint_stay_finite(tiny_classifier, fit, tmp_path):
-    class Source:
-        def load(self, split):
-            return ImageSet(torch.zeros(24, 1, 8, 8, dtype=torch.uint8), torch.arange(24) % 3)
-
+def test_nonfinite_loss(tiny_classifier, real_data, fit, tmp_path):
+    """Network and checkpoint stay finite."""
     method = Supervised(tiny_classifier(), optimizer=partial(torch.optim.SGD, lr=1e30))
-    data = RealDataModule(Source(), 8, epochs=2, num_classes=3)
     saver = Checkpoints(tmp_path, minutes=0)
     with pytest.raises(DivergenceError, match=r"training loss became (nan|inf) at step 2, which"):
-        fit(method, data, callbacks=[saver], enable_checkpointing=True)
+        fit(method, real_data, callbacks=[saver], enable_checkpointing=True)
     for state in (
         method.network.state_dict(),
         torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"],
@@ -81,6 +53,6 @@ def test_nonfinite_loss__network_and_checkpoint_stay_finite(tiny_classifier, fit
         assert all(value.isfinite().all() for value in parameters.values())
 
 
-def test_endless_schedule():
+def test_endless_schedule(linear, real_data, fit):
     with pytest.raises(InputError, match="max_epochs must be a number of epochs"):
-        fit(Supervised(Classifier(Linear())), epochs=-1)
+        fit(Supervised(linear), real_data, max_epochs=-1)

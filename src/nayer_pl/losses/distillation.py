@@ -1,4 +1,4 @@
-"""The student's losses: a pure function for each published one, and a class with its options.
+"""The student's losses: a class for each published one, which holds its options.
 
 Terms that papers add (cross-entropy with the labels) and warm-ups of weights are left out;
 `KLCrossEntropy` alone has both terms.
@@ -91,7 +91,12 @@ class KLCrossEntropy(_Checked):
 
 @dataclass(frozen=True)
 class DecoupledKD(_Checked):
-    """DKD: alpha * TCKD + beta * NCKD, the two parts of the divergence (`decoupled_kl`).
+    """DKD: alpha * TCKD + beta * NCKD, each * temperature**2 as in the published code.
+
+    Zhao et al., 2022 (arXiv 2203.08679), equation 7. TCKD is the divergence of the binary
+    predictions "label or not", NCKD that of the predictions among the other classes. To leave out
+    the label, the published code takes 1000 from its logit; here its column is left out, which is
+    exact for logits of any size. TCKD has a logsumexp here, not the log of a sum that may be zero.
 
     Args:
         temperature: divides all logits.
@@ -110,24 +115,13 @@ class DecoupledKD(_Checked):
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Logits [B, num_classes] and labels [B] -> a scalar."""
-        target, others = decoupled_kl(student_logits, teacher_logits, labels, self.temperature)
+        student = _split(student_logits / self.temperature, labels)
+        teacher = _split(teacher_logits / self.temperature, labels)
+        target, others = (
+            kl_divergence(*pair).mean() * self.temperature**2
+            for pair in zip(student, teacher, strict=True)
+        )
         return self.alpha * target + self.beta * others
-
-
-def decoupled_kl(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """TCKD and NCKD, each * temperature**2 as in the published code: two scalars.
-
-    Zhao et al., 2022 (arXiv 2203.08679), equation 7. TCKD is the divergence of the binary
-    predictions "label or not", NCKD that of the predictions among the other classes. To leave out
-    the label, the published code takes 1000 from its logit; here its column is left out, which is
-    exact for logits of any size. TCKD has a logsumexp here, not the log of a sum that may be zero.
-    """
-    student = _split(student_logits / temperature, labels)
-    teacher = _split(teacher_logits / temperature, labels)
-    target, others = map(kl_divergence, student, teacher)
-    return target.mean() * temperature**2, others.mean() * temperature**2
 
 
 def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +134,12 @@ def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class LogitStandardization(_Checked):
-    """KL(teacher || student) of standardized logits (`standardized_kl`); labels are not used.
+    """`soft_kl` of each image's z-scores: mean and spread of the student's logits are free.
+
+    Sun et al., 2024 (arXiv 2403.01427), algorithms 1 and 2. The standard deviation has C in the
+    denominator in the paper, but C - 1 in the published code, which also adds 1e-7 to it. This has
+    C - 1 as the published results do, and adds nothing, so that scale has no influence at all.
+    Labels are not used.
 
     Args:
         temperature: divides the standardized logits; the paper's base temperature.
@@ -157,27 +156,23 @@ class LogitStandardization(_Checked):
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Logits [B, num_classes] -> a scalar."""
-        return self.weight * standardized_kl(student_logits, teacher_logits, self.temperature)
-
-
-def standardized_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """`soft_kl` of each image's z-scores: mean and spread of the student's logits are free.
-
-    Sun et al., 2024 (arXiv 2403.01427), algorithms 1 and 2. The standard deviation has C in the
-    denominator in the paper, but C - 1 in the published code, which also adds 1e-7 to it. This has
-    C - 1 as the published results do, and adds nothing, so that scale has no influence at all.
-    """
-    return soft_kl(_z_score(student_logits), _z_score(teacher_logits), temperature)
+        scores = _z_score(student_logits), _z_score(teacher_logits)
+        return self.weight * soft_kl(*scores, self.temperature)
 
 
 def _z_score(logits: Tensor) -> Tensor:
+    """Each image's logits without their mean and spread."""
     deviation, mean = torch.std_mean(logits, 1, keepdim=True)
     return (logits - mean) / deviation.clamp_min(1e-8)
 
 
 @dataclass(frozen=True)
 class DIST(_Checked):
-    """1 - correlation of predictions (`pearson_relations`); labels are not used.
+    """1 - correlation of probabilities, of classes and of images, each * temperature**2.
+
+    Huang et al., 2022 (arXiv 2205.10536), section 3. The square is in the published code, not in
+    the paper. That code adds 1e-8 to the product of two norms, which weakens the relation of a
+    class that no image shows; here 1e-8 is the least value of each norm. Labels are not used.
 
     Args:
         temperature: divides all logits; published with 4 for CIFAR-100 and 1 for ImageNet.
@@ -196,23 +191,13 @@ class DIST(_Checked):
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Logits [B, num_classes] -> a scalar."""
-        inter, intra = pearson_relations(student_logits, teacher_logits, self.temperature)
+        student = (student_logits / self.temperature).softmax(1)
+        teacher = (teacher_logits / self.temperature).softmax(1)
+        inter, intra = (
+            (1 - _pearson(*pair).mean()) * self.temperature**2
+            for pair in ((student, teacher), (student.T, teacher.T))
+        )
         return self.beta * inter + self.gamma * intra
-
-
-def pearson_relations(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Inter-class and intra-class 1 - correlation of probabilities, each * temperature**2.
-
-    Huang et al., 2022 (arXiv 2205.10536), section 3. The square is in the published code, not in
-    the paper. That code adds 1e-8 to the product of two norms, which weakens the relation of a
-    class that no image shows; here 1e-8 is the least value of each norm.
-    """
-    student = (student_logits / temperature).softmax(1)
-    teacher = (teacher_logits / temperature).softmax(1)
-    inter, intra = _pearson(student, teacher), _pearson(student.T, teacher.T)
-    return (1 - inter.mean()) * temperature**2, (1 - intra.mean()) * temperature**2
 
 
 def _pearson(first: Tensor, second: Tensor) -> Tensor:

@@ -10,16 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def class_loss(teacher_logits: Tensor, targets: Tensor) -> Tensor:
-    """L_ce: the teacher should see the target label (NAYER, equation 3).
-
-    Example:
-        >>> class_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
-        tensor(0.6931)
-    """
-    return F.cross_entropy(teacher_logits, targets)
-
-
 def onehot_loss(teacher_logits: Tensor) -> Tensor:
     """Cross-entropy with the class that the teacher itself sees.
 
@@ -29,7 +19,7 @@ def onehot_loss(teacher_logits: Tensor) -> Tensor:
         >>> onehot_loss(torch.tensor([[0.0, 0.0]]))
         tensor(0.6931)
     """
-    return class_loss(teacher_logits, teacher_logits.detach().argmax(1))
+    return F.cross_entropy(teacher_logits, teacher_logits.detach().argmax(1))
 
 
 def entropy_loss(teacher_logits: Tensor) -> Tensor:

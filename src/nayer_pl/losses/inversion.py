@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from nayer_pl.losses.functional import adversarial_loss, class_loss, gaussian_kl
+from nayer_pl.losses.functional import adversarial_loss, gaussian_kl
 from nayer_pl.networks.teacher import FrozenTeacher, Statistics
 from nayer_pl.runtime.options import checked
 
@@ -32,6 +33,14 @@ class InversionLoss(nn.Module):
 
     Raises:
         InputError: `bn_weight` is above 0, and the teacher has no statistics to match.
+
+    Example:
+        >>> from nayer_pl.networks import Classifier
+        >>> network = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten())
+        >>> teacher = FrozenTeacher(Classifier(network, mean=[0.5], std=[0.5]))
+        >>> loss = InversionLoss(teacher, bn_weight=10, ce_weight=1, adv_weight=1, bn_momentum=0.9)
+        >>> sorted(loss(torch.rand(3, 2, 1, 1), torch.tensor([0, 1, 0]), teacher, teacher, False))
+        ['adv', 'bn', 'ce', 'loss']
     """
 
     @checked
@@ -61,7 +70,7 @@ class InversionLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """L ("loss") and its terms, scalars, of images [B, C, H, W] and target labels [B]."""
         logits, statistics = teacher.observe(images)
-        terms = {"ce": class_loss(logits, targets)}
+        terms = {"ce": F.cross_entropy(logits, targets)}
         loss = self.ce_weight * terms["ce"]
         if self.bn_weight:
             terms["bn"] = self.batchnorm(statistics)

@@ -5,7 +5,7 @@ Fang et al., IJCAI 2021, arXiv 2105.08584.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,12 @@ from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.losses.functional import contrastive_loss
 from nayer_pl.losses.inversion import InversionLoss
 from nayer_pl.networks.classifier import Classifier
+from nayer_pl.networks.features import Layers, TeacherFeatures
 from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.augmentation import RandomResizedPart, Share
 from nayer_pl.synthesis.generators import Generator, dcgan_reset_
 from nayer_pl.synthesis.synthesizer import Synthesizer
-
-Layers = Literal["all", "stages"]
 
 
 class CMI(DataFreeDistillation):
@@ -83,7 +82,7 @@ class CMI(DataFreeDistillation):
         >>> from nayer_pl.networks import create_model
         >>> teacher = Classifier(create_model("wrn16_1", num_classes=3), mean=[0.5], std=[0.2])
         >>> student = Classifier(create_model("wrn16_1", num_classes=3))
-        >>> CMI(teacher, student, (3, 32, 32), layers="stages").synthesizer.feature_count
+        >>> CMI(teacher, student, (3, 32, 32), layers="stages").synthesizer.features.count
         112
     """
 
@@ -120,20 +119,18 @@ class CMI(DataFreeDistillation):
         frozen_teacher = FrozenTeacher(teacher)
         frozen_teacher.require_norms()  # features too come from BatchNorms
         synthesizer = ContrastiveSynthesizer(
-            frozen_teacher,
             generator(noise_features, image_shape),
             torch.zeros(round_size, noise_features),
             InversionLoss(frozen_teacher, bn_weight, ce_weight, adv_weight, bn_momentum),
             (cr_weight, cr_temperature),
+            TeacherFeatures(frozen_teacher, image_shape, layers),
             RandomResizedPart(part, getattr(augmentation, "flip", False)),
-            steps=generator_steps,
-            lr=generator_lr,
-            betas=generator_betas,
-            negatives=negatives,
-            layers=layers,
-            embedding_features=embedding_features,
-            augmentation=augmentation,
-            image_shape=image_shape,
+            generator_steps,
+            generator_lr,
+            generator_betas,
+            negatives,
+            embedding_features,
+            augmentation,
         )
         common = student_loss, optimizer, scheduler, seed, check_teacher, compile
         super().__init__(frozen_teacher, student, synthesizer, *common)
@@ -142,65 +139,56 @@ class CMI(DataFreeDistillation):
 class ContrastiveSynthesizer(Synthesizer):
     """A new generator in every round, and a head that learns to tell images apart.
 
-    Args:
-        teacher: Features are read off its BatchNorms.
-        generator: z [B, features] -> images in [0, 1], [B, C, H, W].
-        latents: z of every image of a round, [round_size, features].
-        criterion: Judges the whole images.
-        contrast: Weight and temperature of the contrastive term.
-        part: Draws a part of every image.
-        steps, lr, betas, negatives, layers, embedding_features, augmentation, image_shape: As the
-            options of `CMI`.
+    `latents` is the memory for z, [round_size, noise_features]; `contrast` is the weight and the
+    temperature of the contrastive term.
+
+    Example:
+        >>> teacher = FrozenTeacher(Classifier(nn.BatchNorm2d(1), mean=[0.5], std=[0.2]))
+        >>> views = TeacherFeatures(teacher, (1, 8, 8), "all"), RandomResizedPart()
+        >>> parts = Generator(6, (1, 8, 8)), torch.zeros(4, 6), InversionLoss(teacher, 1, 0, 0, 0)
+        >>> numbers = 200, 1e-3, (0.5, 0.999), 4096, 256
+        >>> ContrastiveSynthesizer(*parts, (0.8, 0.1), *views, *numbers).head[-1].out_features
+        256
     """
 
     transient = ("generator", "latents")
 
     def __init__(
         self,
-        teacher: FrozenTeacher,
         generator: nn.Module,
         latents: Tensor,
         criterion: InversionLoss,
         contrast: tuple[float, float],
+        features: TeacherFeatures,
         part: RandomResizedPart,
         steps: int,
         lr: float,
         betas: tuple[float, float],
         negatives: int,
-        layers: Layers,
         embedding_features: int,
-        augmentation: Callable[..., Any] | None,
-        image_shape: Sequence[int],
+        augmentation: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(criterion, steps, augmentation, len(latents))
         self.generator, self.latents = generator, nn.Parameter(latents)
         self.lr, self.betas = lr, (betas[0], betas[1])
         self.weight, self.temperature = contrast
-        self.negatives, self.layers, self.part = negatives, layers, part
-        self._means: dict[Any, Tensor] = {}
+        self.features, self.part, self.negatives = features, part, negatives
         self._earlier: tuple[Tensor, Tensor] | None = None
-        for norm in teacher.norms:
-            norm.register_forward_pre_hook(self._keep_means)
-        gray = teacher.classifier.dummy_images(image_shape)
-        self.feature_count = size = self.features(teacher, gray).shape[1]
-        out = nn.Linear(size, embedding_features)
-        self.head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), out)
+        out = nn.Linear(features.count, embedding_features)
+        self.head = nn.Sequential(nn.Linear(features.count, features.count), nn.ReLU(), out)
 
     def configure_optimizers(self) -> list[Optimizer]:
         """One Adam: of the generator and z, and of the head."""
         groups: list[dict[str, Any]] = [
-            {"params": self._drawn_parameters(), "betas": self.betas},
+            {"params": [*self.generator.parameters(), self.latents], "betas": self.betas},
             {"params": list(self.head.parameters())},
         ]
         return [Adam(groups, lr=self.lr, fused=True)]
 
-    def _drawn_parameters(self) -> list[nn.Parameter]:
-        return [*self.generator.parameters(), self.latents]
-
     @torch.no_grad()
     def start_round(self, targets: Tensor, teacher: FrozenTeacher, bank: Any) -> None:
         """Recall earlier images, then draw a generator and z."""
-        self._earlier = self._recall(teacher, bank) if self.weight else None
+        self._earlier = self._recall(bank) if self.weight else None
         dcgan_reset_(self.generator, self.rng)
         self.latents.normal_(generator=self.rng)
 
@@ -220,56 +208,40 @@ class ContrastiveSynthesizer(Synthesizer):
         whole, part = self._views(images)
         terms = self.criterion(whole, targets, teacher, student, warm_up)
         if self._earlier is not None:
-            wholes, parts = self._seen(), self.features(teacher, part)
+            wholes, parts = self.features.last(), self.features(part)
             wholes = torch.cat([wholes, self._earlier[0]])
             parts = torch.cat([parts, self._earlier[1]])
-            embeddings = self._embed(parts), self._embed(wholes).detach()
-            terms["cr"] = contrastive_loss(*embeddings, len(whole), self.temperature)
+            embedded = [F.normalize(self.head(features)) for features in (parts, wholes)]
+            terms["cr"] = contrastive_loss(
+                embedded[0], embedded[1].detach(), len(whole), self.temperature
+            )
             terms["loss"] = terms["loss"] + self.weight * terms["cr"]
         return terms
 
     def finish_round(self, optimizers: Sequence[Any], backward: Callable[[Tensor], None]) -> None:
         """Only the head takes over Adam's averages from another round."""
-        for parameter in self._drawn_parameters():
-            optimizers[0].optimizer.state.pop(parameter, None)
+        adam = optimizers[0].optimizer
+        for parameter in adam.param_groups[0]["params"]:
+            adam.state.pop(parameter, None)
         self.criterion.batchnorm.update_average()
-        self._means, self._earlier = {}, None  # with the graph that they are part of
+        self.features.forget()
+        self._earlier = None
 
     def compile_steps(self) -> None:
         """The generator alone: views are drawn at random, and earlier images become more."""
         self.generate = torch.compile(self.generate, dynamic=False)  # type: ignore[method-assign]
 
-    # What images are told apart by
-
     def _views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.augment(images), self.part(images, self.rng)
 
-    def _recall(self, teacher: FrozenTeacher, bank: MemoryBank) -> tuple[Tensor, Tensor]:
+    def _recall(self, bank: MemoryBank) -> tuple[Tensor, Tensor]:
         """Features of both views of earlier images, [n, features] each; n may be 0."""
         device, size = self.latents.device, len(self.latents)
         chosen = torch.randperm(len(bank), device=device, generator=self.rng)
         chosen = chosen[: self.negatives].to(bank.device)
-        found = [torch.empty(2, 0, self.feature_count, device=device)]
+        found = [torch.empty(2, 0, self.features.count, device=device)]
         for first in range(0, len(chosen), size):
             images = bank.images[chosen[first : first + size]].to(device) / 255
-            views = [self.features(teacher, view) for view in self._views(images)]
-            found.append(torch.stack(views))
+            found.append(torch.stack([self.features(view) for view in self._views(images)]))
         wholes, parts = torch.cat(found, dim=1)
         return wholes, parts
-
-    def features(self, teacher: FrozenTeacher, images: Tensor) -> Tensor:
-        """What the teacher sees in images, [B, C, H, W] -> [B, features]."""
-        teacher.observe(images)
-        return self._seen()
-
-    def _seen(self) -> Tensor:
-        """As `features`, of the images that the teacher has observed last."""
-        return torch.cat(list(self._means.values()), dim=1)
-
-    def _keep_means(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
-        layer = norm if self.layers == "all" else x.shape[2:]  # the last one of its resolution
-        self._means[layer] = x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
-
-    def _embed(self, features: Tensor) -> Tensor:
-        return F.normalize(self.head(features))

@@ -120,14 +120,7 @@ def imitate_data(
 ) -> dict[str, Tensor]:
     """The weighted sum of the three terms (equation 6), and each of them.
 
-    Args:
-        images: In [0, 1], [B, C, H, W].
-        targets: Not used.
-        teacher: Judges the images.
-        student: Not used.
-        warm_up: Not used.
-        weights: Of the one-hot, activation and balance term.
-        head: Name of the teacher's last linear layer; None leaves the activation term out.
+    `head` names the teacher's last linear layer; None leaves the activation term out.
     """
     if head is None:
         logits = teacher(images)

@@ -129,13 +129,7 @@ def competition(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
 
 
 class PriorLoss(nn.Module):
-    """The loss of inversion, and two priors of the pixels in the teacher's units.
-
-    Args:
-        inversion: Label, statistics and competition.
-        tv_weight: Weight of total variation.
-        l2_weight: Weight of the norm of the pixels.
-    """
+    """The loss of inversion, and two priors of the pixels in the teacher's units."""
 
     def __init__(self, inversion: InversionLoss, tv_weight: float, l2_weight: float) -> None:
         super().__init__()
@@ -161,14 +155,13 @@ class PriorLoss(nn.Module):
 class PixelSynthesizer(Synthesizer):
     """Optimizes pixels in the teacher's normalized units.
 
-    Args:
-        pixels: Memory for the pixels of a round, [round_size, C, H, W].
-        criterion: Judges the images.
-        teacher: Its normalization gives the units.
-        steps: Optimization steps in a round.
-        lr: Learning rate of Adam.
-        betas: Betas of Adam.
-        augmentation: Applied to images before they are judged; None for none.
+    `pixels` is the memory for those of a round, [round_size, C, H, W].
+
+    Example:
+        >>> teacher = Classifier(nn.Identity(), mean=[0.5], std=[0.2])
+        >>> parts = torch.full((4, 1, 8, 8), 99.0), lambda *_: {}, teacher
+        >>> PixelSynthesizer(*parts, 200, 0.05, (0.9, 0.999)).generate(torch.tensor([0, 1])).mean()
+        tensor(1., grad_fn=<MeanBackward0>)
     """
 
     lr_name = "image_lr"
@@ -184,7 +177,7 @@ class PixelSynthesizer(Synthesizer):
         steps: int,
         lr: float,
         betas: tuple[float, float],
-        augmentation: Callable[..., Any] | None,
+        augmentation: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(criterion, steps, augmentation, len(pixels))
         self.pixels = nn.Parameter(pixels)

@@ -96,11 +96,12 @@ class DFQ(DataFreeDistillation):
     ) -> None:
         frozen_teacher = FrozenTeacher(teacher)
         frozen_teacher.require_norms()
+        matching = GaussianMatching(frozen_teacher.norms)
         weights = bn_weight, entropy_weight, balance_weight, adv_weight
         synthesizer = OnlineSynthesizer(
             generator(noise_features, image_shape),
             noise_features,
-            PlausibleDisagreement(GaussianMatching(frozen_teacher.norms), weights),
+            partial(plausible_disagreement, matching=matching, weights=weights),
             generator_steps,
             generator_lr,
             generator_betas,
@@ -110,39 +111,26 @@ class DFQ(DataFreeDistillation):
         super().__init__(frozen_teacher, student, synthesizer, *common)
 
 
-class PlausibleDisagreement(nn.Module):
-    """Three terms that keep images near the data, less the divergence of teacher and student.
-
-    Args:
-        batchnorm: The statistics term.
-        weights: Of statistics, instance entropy, batch entropy and divergence.
-    """
-
-    def __init__(
-        self, batchnorm: GaussianMatching, weights: tuple[float, float, float, float]
-    ) -> None:
-        super().__init__()
-        self.batchnorm, self.weights = batchnorm, weights
-
-    def forward(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        teacher: FrozenTeacher,
-        student: nn.Module,
-        warm_up: bool,
-    ) -> dict[str, Tensor]:
-        """The weighted sum, and each term; in warm-up the student is not asked."""
-        logits, statistics = teacher.observe(images)
-        terms = {
-            "bn": self.batchnorm(statistics),
-            "entropy": entropy_loss(logits),
-            "balance": class_balance_loss(logits),
-        }
-        bn, entropy, balance, adv = self.weights
-        loss = bn * terms["bn"] + entropy * terms["entropy"]
-        loss = loss + balance * terms["balance"]
-        if adv and not warm_up:
-            terms["divergence"] = kl_divergence(student(images), logits).mean()
-            loss = loss - adv * terms["divergence"]
-        return {"loss": loss, **terms}
+def plausible_disagreement(
+    images: Tensor,
+    targets: Tensor,
+    teacher: FrozenTeacher,
+    student: nn.Module,
+    warm_up: bool,
+    matching: GaussianMatching,
+    weights: tuple[float, float, float, float],
+) -> dict[str, Tensor]:
+    """Statistics, instance and batch entropy, less the divergence, which warm-up leaves out."""
+    logits, statistics = teacher.observe(images)
+    terms = {
+        "bn": matching(statistics),
+        "entropy": entropy_loss(logits),
+        "balance": class_balance_loss(logits),
+    }
+    bn, entropy, balance, adv = weights
+    loss = bn * terms["bn"] + entropy * terms["entropy"]
+    loss = loss + balance * terms["balance"]
+    if adv and not warm_up:
+        terms["divergence"] = kl_divergence(student(images), logits).mean()
+        loss = loss - adv * terms["divergence"]
+    return {"loss": loss, **terms}

@@ -128,17 +128,14 @@ class FastDFKD(DataFreeDistillation):
 class MetaSynthesizer(Synthesizer):
     """A copy of a meta generator is adapted in every round, and the meta generator learns from it.
 
-    Args:
-        generator: The meta generator; z [B, features] -> images in [0, 1], [B, C, H, W].
-        latents: z of every image of a round, [round_size, features].
-        criterion: Judges the images.
-        steps: Inner steps in a round.
-        lrs: Learning rates of the copy's weights and of z.
-        betas: Betas of both Adams.
-        meta: Direction of the outer update.
-        meta_lr: Learning rate of the outer Adam.
-        first_layer_reset: The distillation epoch, from 1, that begins with a new first layer.
-        augmentation: Applied to images before they are judged; None for none.
+    `latents` holds z of every image of a round, [round_size, features]; `lrs` are the learning
+    rates of the copy's weights and of z.
+
+    Example:
+        >>> parts = Generator(6, (1, 8, 8), width=4), nn.Embedding(4, 6), lambda *_: {}
+        >>> numbers = 10, (2e-3, 0.01), (0.5, 0.999), "fomaml", 0.02
+        >>> MetaSynthesizer(*parts, *numbers).generate(torch.tensor([0, 1, 2])).shape
+        torch.Size([3, 1, 8, 8])
     """
 
     transient = ("adapted", "latents")
@@ -153,8 +150,8 @@ class MetaSynthesizer(Synthesizer):
         betas: tuple[float, float],
         meta: MetaUpdate,
         meta_lr: float,
-        first_layer_reset: int | None,
-        augmentation: Callable[..., Any] | None,
+        first_layer_reset: int | None = None,
+        augmentation: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(criterion, steps, augmentation, latents.num_embeddings)
         self.generator, self.latents = generator, latents

@@ -133,8 +133,8 @@ class NAYER(DataFreeDistillation):
             generator_lr,
             generator_betas,
             generator_life,
-            augmentation,
             round_size,
+            augmentation,
         )
         common = student_loss, optimizer, scheduler, seed, check_teacher, compile
         super().__init__(frozen_teacher, student, synthesizer, *common)
@@ -143,16 +143,12 @@ class NAYER(DataFreeDistillation):
 class NoisyLayerSynthesizer(Synthesizer):
     """A generator whose input is a label, made random by a noisy layer (NAYER, algorithm 1).
 
-    Args:
-        conditioning: Labels [B] -> [B, features], random in every round.
-        generator: [B, features] -> images in [0, 1], [B, C, H, W].
-        criterion: Judges the images.
-        steps: Optimization steps in a round.
-        lr: Learning rate of the Adam that starts afresh in every round.
-        betas: Betas of that Adam.
-        life: Epochs until the generator starts from scratch.
-        augmentation: Applied to images before they are judged; None for none.
-        round_size: Most labels in a round.
+    Example:
+        >>> inputs = LabelConditioning(torch.eye(3), 8, batch_size=6, labels_per_layer=3)
+        >>> parts = inputs, Generator(8, (1, 8, 8), width=4), lambda *_: {"loss": torch.zeros(1)}
+        >>> made = NoisyLayerSynthesizer(*parts, 30, 4e-3, (0.5, 0.999), life=10, round_size=6)
+        >>> made.generate(torch.tensor([0, 1, 2])).shape
+        torch.Size([3, 1, 8, 8])
     """
 
     def __init__(
@@ -164,8 +160,8 @@ class NoisyLayerSynthesizer(Synthesizer):
         lr: float,
         betas: tuple[float, float],
         life: int,
-        augmentation: Callable[..., Any] | None,
         round_size: int,
+        augmentation: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(criterion, steps, augmentation, round_size)
         self.conditioning, self.generator = conditioning, generator
@@ -210,13 +206,15 @@ class NoisyLayerSynthesizer(Synthesizer):
 def _embeddings(label_text: Tensor | LabelText | None, classes: int) -> Tensor:
     if label_text is None:
         raise InputError("conditioning='lte' needs label_text: embeddings, or a LabelText.")
-    names = None if isinstance(label_text, Tensor) else len(label_text.names)
-    if names is not None and names != classes:
+    if isinstance(label_text, Tensor):
+        embeddings = label_text
+    elif len(label_text.names) == classes:
+        embeddings = label_text.embeddings()
+    else:
         raise InputError(
-            f"There are {names} class names, but the teacher has {classes} outputs; give one name "
-            "per output, in the order of the labels."
+            f"There are {len(label_text.names)} class names, but the teacher has {classes} "
+            "outputs; give one name per output, in the order of the labels."
         )
-    embeddings = label_text if isinstance(label_text, Tensor) else label_text.embeddings()
     if embeddings.ndim != 2 or len(embeddings) != classes:
         raise InputError(
             f"Label text must be [{classes}, d], a row per output of the teacher, not "

@@ -108,7 +108,7 @@ class ZSKT(DataFreeDistillation):
             generator_lr,
             generator_betas,
             augmentation,
-            round_size,
+            round_size=round_size,
         )
         common = student_loss, optimizer, scheduler, seed, check_teacher, compile
         super().__init__(frozen_teacher, student, synthesizer, *common)
@@ -151,24 +151,20 @@ class ZSKT(DataFreeDistillation):
 
 
 class TurnSynthesizer(OnlineSynthesizer):
-    """All images of a turn are of the same z, the student's too."""
+    """All images of a turn are of the same z, the student's too; options as there.
+
+    Example:
+        >>> parts = Generator(6, (1, 8, 8), width=4), 6, lambda *_: {}
+        >>> made = TurnSynthesizer(*parts, 1, 1e-3, (0.9, 0.999), round_size=4)
+        >>> torch.equal(made.student_images(3), made.student_images(3))
+        True
+    """
 
     z: Tensor
 
-    def __init__(
-        self,
-        generator: nn.Module,
-        noise_features: int,
-        criterion: Callable[..., Any],
-        steps: int,
-        lr: float,
-        betas: tuple[float, float],
-        augmentation: Callable[..., Any] | None,
-        round_size: int,
-    ) -> None:
-        super().__init__(
-            generator, noise_features, criterion, steps, lr, betas, augmentation, True, round_size
-        )
+    def __init__(self, *options: Any, round_size: int) -> None:
+        super().__init__(*options)
+        self.round_size = round_size
         self.register_buffer("z", torch.zeros(round_size, self.noise_features))
 
     def start_round(self, targets: Tensor, teacher: FrozenTeacher, bank: Any) -> None:

@@ -178,12 +178,8 @@ def crop_and_mirror(
 ) -> Tensor:
     """Pad with zeros, cut a window of the old size out of each image, and mirror some of them.
 
-    Args:
-        images: Images, [B, C, H, W].
-        top: Row where the window begins in the padded image, int64 [B], 0 to 2 * pad.
-        left: Column where it begins, int64 [B], 0 to 2 * pad.
-        mirrored: Which images to mirror, bool [B]; None for none.
-        pad: Pixels on each side.
+    Windows begin in row `top` and column `left` of the padded images, int64 [B], 0 to 2 * pad;
+    `mirrored` says which images to mirror, bool [B], or is None for none.
     """
     batch, channels, height, width = images.shape
     padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad)).contiguous()

@@ -53,10 +53,7 @@ class LabelText:
         check_fields(self)
 
     def embeddings(self) -> Tensor:
-        """Encode the names; a `TextEncoder` keeps the result on disk.
-
-        Returns:
-            The LTE, float32 [num_classes, d].
+        """The LTE, float32 [num_classes, d]; a `TextEncoder` keeps it on disk.
 
         Raises:
             InputError: The names cannot be encoded, or their embeddings are not finite or all the
@@ -111,13 +108,7 @@ class EmbeddingFile:
         check_fields(self)
 
     def embed(self, names: Sequence[str]) -> Tensor:
-        """Read the embeddings of these classes.
-
-        Args:
-            names: Class names.
-
-        Returns:
-            Rows in the order of the names, float32 [len(names), d].
+        """Read the embeddings of these classes, in the order of the names: float32 [len(names), d].
 
         Raises:
             InputError: The file cannot be read, has another number of rows, or has no row for a

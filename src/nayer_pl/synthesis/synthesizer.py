@@ -29,6 +29,20 @@ class Synthesizer(nn.Module, ABC):
         steps: Optimization steps in a round.
         augmentation: Applied to images before they are judged; None for none.
         round_size: Most images in a round; None for no limit.
+
+    Example:
+        >>> class Pixels(Synthesizer):
+        ...     def __init__(self):
+        ...         super().__init__(lambda images, *_: {"loss": -images.mean()}, steps=10)
+        ...         self.pixels = nn.Parameter(torch.zeros(4, 1, 8, 8))
+        ...
+        ...     def configure_optimizers(self):
+        ...         return [Adam([self.pixels], lr=0.1)]
+        ...
+        ...     def generate(self, targets):
+        ...         return self.pixels[: len(targets)].sigmoid()
+        >>> Pixels().generate(torch.tensor([0, 1])).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     class_conditional = True
@@ -120,6 +134,14 @@ class OnlineSynthesizer(Synthesizer):
         augmentation: Applied to images before they are judged; None for none.
         follow_student: Whether the learning rate falls as the student's does.
         round_size: Most images in a turn; None for no limit.
+
+    Example:
+        >>> generator = nn.Sequential(nn.Linear(6, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
+        >>> bright = lambda images, *_: {"loss": -images.mean()}
+        >>> made = OnlineSynthesizer(generator, 6, bright, steps=1, lr=1e-3, betas=(0.9, 0.999))
+        >>> made.rng = torch.Generator()
+        >>> made.student_images(5).shape
+        torch.Size([5, 1, 8, 8])
     """
 
     class_conditional = False

@@ -64,13 +64,7 @@ class TextEncoder:
             raise OptionError("prompts", "a list of texts with {name}", list(self.prompts))
 
     def embed(self, names: Sequence[str]) -> Tensor:
-        """Encode class names, or recall them from the cache.
-
-        Args:
-            names: Class names.
-
-        Returns:
-            Embeddings in the order of the names, float32 [len(names), d].
+        """Encode class names, or recall them from the cache: float32 [len(names), d].
 
         Raises:
             InputError: The model cannot be loaded, or does not fit the pooling.
@@ -143,8 +137,8 @@ class TextEncoder:
         # Not to be asked whether code that comes with a model may run: it may not.
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
         advice = (
-            "without a network set model to a local folder, or use a model that is installed as a "
-            "package (text_encoder=minilm) or an EmbeddingFile (text_encoder=file)"
+            "without a network set model to a local folder or to an installed package "
+            "(package://NAME/FOLDER), or give LabelText an EmbeddingFile in place of a TextEncoder"
         )
         failure = f"The text encoder '{self.model}' cannot be loaded"
         with weights_only_load(), friendly_errors(failure, advice):
