@@ -22,7 +22,7 @@ from lightning import Callback, LightningModule, Trainer
 from two_ranks import RANK, copied, distiller, synthetic
 
 from nayer_pl.callbacks import PhaseTimer
-from nayer_pl.callbacks.checkpoint import Checkpoints, Terminated
+from nayer_pl.callbacks.checkpoint import Checkpoints, TrainingEnded
 from nayer_pl.callbacks.loggers import MetricsFile
 
 
@@ -95,19 +95,18 @@ def run(
         num_sanity_val_steps=0, default_root_dir=folder / of,
         callbacks=[start, timer, *callbacks, saver or Checkpoints(checkpoints, minutes)],
     )  # fmt: skip
-    status = 0
+    reason = None
     try:
         trainer.fit(method, datamodule=data, ckpt_path=checkpoints / ckpt if ckpt else None)
-    except Terminated as end:
-        status = end.code  # type: ignore[assignment]
+    except TrainingEnded as end:
+        reason = end.reason
     logging.getLogger("nayer_pl").removeHandler(messages)
     found = {
         "student": copied(method.student.state_dict()),
         "generator": copied(method.synthesizer.generator.state_dict()),
         "bank": (data.bank.images, data.bank.labels), "first bank": start.bank,
         "updates": method.student_updates, "results": method.results(), "images": timer.images,
-        "status": status,
-        "said": [record.getMessage() for record in messages.buffer],
+        "reason": reason, "said": [record.getMessage() for record in messages.buffer],
         "metrics": rows(folder / of / "metrics.csv") if RANK == 0 else None,
     }  # fmt: skip
     torch.save(found, folder / f"{name}_{RANK}.pt")

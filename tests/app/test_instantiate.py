@@ -80,7 +80,6 @@ def test_build():
     assert (made.name, made.weights, made.rest) == ("n", {"kl": 1, "ce": 0.5}, {"other": 5})
     assert build(cfg.part, size=7).size == 7
     assert build(cfg.model.weights) == cfg.model.weights
-    assert build([1, 2]) == [1, 2]  # a value in the place of a node
     assert build(cfg.model.make)(size=3).rate == 0.5
 
 

@@ -40,11 +40,9 @@ def test_isolated_job__child_process(type_command, tmp_path, mode):
     assert status == 0, printed
     assert len(jobs) == (2 if mode else 1)
     assert sys.modules["__main__"].__spec__ is before
-    child = subprocess.run(
-        [sys.executable, *commands[-1], "--cfg", "job", "--resolve"],
-        cwd=tmp_path, text=True, capture_output=True, check=True,
-    )  # fmt: skip
-    ours, theirs = OmegaConf.to_container(jobs[-1], resolve=True), yaml.safe_load(child.stdout)
+    status, printed = type_command(None, *commands[-1][1:], "--cfg", "job", "--resolve")
+    assert status == 0, printed
+    ours, theirs = OmegaConf.to_container(jobs[-1], resolve=True), yaml.safe_load(printed)
     assert Path(theirs["run_dir"]).name == ("1" if mode else Path(jobs[-1].run_dir).name)
     # Only the first process of a job needs to know its sweep.
     theirs["sweep"] = theirs["logger"]["wandb"]["group"] = ours["sweep"]
@@ -119,6 +117,34 @@ def test_isolated_job__complete(type_command, tmp_path):
     status, _ = type_command(training)
     assert status == 0
     assert (tmp_path / "late").exists()
+
+
+@pytest.mark.parametrize(
+    ("sweep", "over"),
+    [
+        ("experiment=compare", "model and seed"),
+        ("ablation=conditioning", "seed and model.conditioning"),
+        ("hparams_search=optuna", "model.generator_lr"),
+    ],
+)
+def test_check_start__sweep_without_m(type_command, tmp_path, sweep, over):
+    if sweep.endswith("optuna"):
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    words = ["experiment=digits", sweep] if "experiment" not in sweep else [sweep]
+    status, printed = type_command(None, *words, f"run_dir={tmp_path}/run")
+    assert status == 1
+    assert f"error: What was chosen is a sweep over {over}" in printed
+    assert "-m" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_start__torchrun(type_command, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    status, printed = type_command(lambda cfg: 0.5, "experiment=digits")
+    assert status == 1
+    assert "error: With torchrun every process must know the run's directory" in printed
+    status, printed = type_command(lambda cfg: 0.5, "experiment=digits", "run_dir=run")
+    assert status == 0, printed
 
 
 def test_objective(type_command, monkeypatch):

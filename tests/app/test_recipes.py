@@ -1,5 +1,6 @@
 """conf/recipe: which numbers a run takes, and that it says so."""
 
+import functools
 import math
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from nayer_pl.bank.epoch import EpochPlan
 
 RECIPES = Path(__file__).resolve().parents[2] / "conf" / "recipe"
 DATA = "cifar10", "cifar100", "digits", "fashion_mnist"
+
+
+@pytest.fixture(scope="module")
+def config(config_in, tmp_path_factory):
+    """As in other files, but a configuration is composed once for all tests."""
+    with config_in(tmp_path_factory.mktemp("recipes")) as compose_here:
+        yield functools.cache(compose_here)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_resume__other_number_of_processes(found, moment, name, before, now):
 def test_sigterm__one_process(found):
     """All of them end after the item, and nothing is lost."""
     told = found("told")
-    assert [rank["status"] for rank in told] == [143, 143]
+    assert [rank["reason"] for rank in told] == ["SIGTERM", "SIGTERM"]
     assert [rank["updates"] for rank in told] == [2, 2]
     assert find_corruption(found.folder / "told" / "checkpoints" / "last.ckpt") is None
     for again, whole in zip(found("told_again"), found("whole"), strict=True):

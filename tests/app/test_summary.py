@@ -1,12 +1,10 @@
-import io
 import json
 import platform
 
 import pytest
 import torch
-from rich.console import Console
 
-from nayer_pl.app.summary import environment_info, print_summary, write_summary
+from nayer_pl.app.summary import environment_info, print_summary, publish_summary
 
 DISTILLED = {
     "seed": 3,
@@ -27,19 +25,24 @@ DISTILLED = {
 }
 
 
-def rows(summary, files=None, width=60):
+@pytest.fixture
+def rows(monkeypatch, capsys):
     """The printed rows by name, each a list of its lines."""
-    console = Console(width=width, record=True, file=io.StringIO())
-    print_summary(summary, files or {}, console)
-    cells = {}
-    for line in console.export_text().splitlines():
-        assert len(line) <= width
-        if line.startswith("│"):
-            name, text = (cell.strip() for cell in line.strip("│").split("│", 1))
-            if name:
-                last = name
-            cells.setdefault(last, []).append(text)
-    return cells
+
+    def read(summary, files=None, width=60):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_summary(summary, files or {})
+        cells = {}
+        for line in capsys.readouterr().out.splitlines():
+            assert len(line) <= width
+            if line.startswith("│"):
+                name, text = (cell.strip() for cell in line.strip("│").split("│", 1))
+                if name:
+                    last = name
+                cells.setdefault(last, []).append(text)
+        return cells
+
+    return read
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def rows(summary, files=None, width=60):
     ],
     ids=["distillation", "teacher", "small network", "no evaluation"],
 )
-def test_print_summary(summary, expected):
+def test_print_summary(rows, summary, expected):
     assert {name: " ".join(lines) for name, lines in rows(summary).items()} == expected
 
 
@@ -78,12 +81,12 @@ def test_print_summary(summary, expected):
     ("count", "text"),
     [(9_876, "0.01 MB"), (999_000_000, "999.00 MB"), (48_168_960_000, "48.17 GB")],
 )
-def test_print_summary__bank_size(count, text):
+def test_print_summary__bank_size(rows, count, text):
     assert f"({text})" in " ".join(rows({**DISTILLED, "bank_bytes": count})["images banked"])
 
 
 @pytest.mark.parametrize("width", [40, 200])
-def test_print_summary__long_paths_are_folded(width):
+def test_print_summary__long_paths_are_folded(rows, width):
     files = {
         "weights": "/data/" + "very_long_folder_name/" * 8 + "student.safetensors",
         "directory": "runs/lr[a]/[bold]/[/x]",
@@ -92,9 +95,9 @@ def test_print_summary__long_paths_are_folded(width):
     assert {name: "".join(cells[name]) for name in files} == files
 
 
-def test_write_summary(tmp_path):
-    summary = {**DISTILLED, "accuracy": None, "text": "ä", "third": 1 / 3, "loss": float("inf")}
-    write_summary(tmp_path / "summary.json", summary)
+def test_publish_summary(tmp_path):
+    summary = {**DISTILLED, "text": "ä", "third": 1 / 3, "loss": float("inf")}
+    publish_summary(summary, tmp_path, tmp_path / "student.safetensors", [])
     written = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert list(written.items()) == list(summary.items())
 

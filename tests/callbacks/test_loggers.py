@@ -8,12 +8,16 @@ import threading
 import pytest
 import torch
 import wandb
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nayer_pl.callbacks import SampleGrid, loggers
 from nayer_pl.callbacks.loggers import (
+    MetricsFile,
     OfflineSafeWandbLogger,
     close_wandb,
+    restore_rows,
+    rows,
     sync_command,
     wandb_logger,
 )
@@ -156,7 +160,9 @@ def test_wandb_logger__explicit_mode(monkeypatch, start):
 )
 def test_wandb_logger__unreachable(start, caplog, unreachable, mode):
     assert start(mode="online", unreachable=unreachable).options["mode"] == mode
-    assert "Weights & Biases cannot be used (no route)" in caplog.text
+    said = "recording offline", "the run continues without it"
+    problem = "Weights & Biases cannot be used (no route); "
+    assert caplog.messages == [f"{problem}{each}." for each in said[: len(unreachable)]]
 
 
 def test_wandb_logger__login_fails(monkeypatch, start, caplog):
@@ -205,14 +211,12 @@ def test_logger__wandb_fails(tiny_method, tiny_data, fit, tmp_path, caplog, erro
 
 
 @pytest.mark.parametrize("failed", [False, True])
-def test_close_wandb__status(failed):
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_close_wandb(caplog, failed, timeout):
     run = Run()
-    close_wandb([wandb_of(run)], failed=failed)
+    assert close_wandb([wandb_of(run)], timeout, failed)
     assert run.status == int(failed)
-
-
-def test_close_wandb__fails(caplog):
-    close_wandb([wandb_of(Run(OSError("gone"), 0))])
+    assert close_wandb([wandb_of(Run(OSError("gone"), 0))], timeout, failed)
     assert "Weights & Biases failed (OSError: gone)" in caplog.text
 
 
@@ -223,12 +227,20 @@ def test_close_wandb__timeout(caplog):
         def finish(self, exit_code):
             released.wait(60)
 
-    slow, quick = wandb_of(Slow()), wandb_of(Run())
     try:
-        close_wandb([slow], timeout=0.1)
-        assert slow.uploading
+        assert not close_wandb([wandb_of(Slow()), wandb_of(Run())], timeout=0.1)
         assert "wandb sync" in caplog.text
     finally:
         released.set()
-    close_wandb([quick], timeout=60)
-    assert not quick.uploading
+
+
+def test_restore_rows(tmp_path):
+    first = MetricsFile(tmp_path / "first", name="", version="")
+    first.log_metrics({"a": 0.1}, 0)
+    for kind in (MetricsFile, CSVLogger):
+        again = kind(tmp_path / kind.__name__, name="", version="")
+        restore_rows(again, rows(first))
+        again.log_metrics({"b": 0.2}, 1)
+        again.save()
+        content = (tmp_path / kind.__name__ / "metrics.csv").read_bytes()
+        assert content == b"a,b,step\r\n0.1,,0\r\n,0.2,1\r\n"

@@ -1,9 +1,16 @@
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from nayer_pl.callbacks import PhaseProgressBar, progress
+from nayer_pl.bank.plan import DistillationBatch, SynthesisRound
+from nayer_pl.callbacks import PhaseProgressBar, PhaseTimer, progress
 
 
 @pytest.fixture
@@ -68,3 +75,140 @@ def test_terminal__after_error(shown):
     *_, last, rest = lines_of(shown.text)
     assert last.startswith("Epoch 2/3")
     assert not rest
+
+
+# The timer
+
+MODULE = SimpleNamespace(device=torch.device("cpu"))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=100.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def synthesis(images):
+    return SynthesisRound(torch.zeros(images, dtype=torch.int64), warm_up=False)
+
+
+def distillation(images):
+    return DistillationBatch(torch.zeros(images, 3, 4, 4), torch.zeros(images, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("items", "seconds", "images"),
+    [
+        (
+            [
+                (synthesis(40), 3, 5), (synthesis(40), 0, 7), (distillation(16), 0, 2),
+                (distillation(16), 1, 2), (distillation(8), 1, 2),
+            ],
+            {"synthesis": 15, "distillation": 8, "training": 0},
+            {"synthesis": 80, "distillation": 40, "training": 0},
+        ),
+        (
+            [([torch.zeros(7, 1), torch.zeros(7)], 0, 2)],
+            {"synthesis": 0, "distillation": 0, "training": 2},
+            {"synthesis": 0, "distillation": 0, "training": 7},
+        ),
+    ],
+    ids=["phases", "ordinary batches"],
+)  # fmt: skip
+def test_timer__each_phase(clock, items, seconds, images):
+    """Items as (what, seconds to fetch it, seconds of work on it), in two epochs.
+
+    Fetching an item belongs to its phase, also the first; the time between epochs to none.
+    """
+    timer = PhaseTimer()
+    for _ in range(2):
+        timer.on_train_epoch_start(None, MODULE)
+        for i, (item, fetching, working) in enumerate(items):
+            clock.now += fetching
+            timer.on_train_batch_start(None, MODULE, item, i)
+            clock.now += working
+        timer.on_train_epoch_end(None, MODULE)
+        clock.now += 50
+    assert timer.seconds == {phase: 2 * count for phase, count in seconds.items()}
+    assert timer.images == {phase: 2 * count for phase, count in images.items()}
+
+
+class Slow(LightningModule):
+    """Every training batch takes 3 seconds of the clock, every validation batch 1000."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock, self.weight = clock, nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, _):
+        self.clock.now += 3
+        return self.weight * 0
+
+    def validation_step(self, batch, _):
+        self.clock.now += 1000
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Counted(Slow):
+    """Counts as methods do: two student updates and five steps of synthesis in every batch."""
+
+    student_updates = synthesis_steps = 0
+
+    def training_step(self, batch, _):
+        self.student_updates += 2
+        self.synthesis_steps += 5
+        return super().training_step(batch, _)
+
+
+class Rows(DummyLogger):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        if "student_updates" in metrics:
+            self.rows.append((step, metrics))
+
+
+@pytest.fixture
+def timed(tmp_path):
+    """Four batches of two in every epoch, and what is logged after the evaluations."""
+
+    def run(method, epochs, ckpt_path=None, **options):
+        logger, timer = Rows(), PhaseTimer()
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=epochs, callbacks=[timer], logger=logger,
+            default_root_dir=tmp_path, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, **options,
+        )  # fmt: skip
+        loader = DataLoader(TensorDataset(torch.zeros(8, 1), torch.zeros(8)), batch_size=2)
+        trainer.fit(method, loader, loader, ckpt_path=ckpt_path)
+        assert timer.images["training"] == 8 * epochs
+        return trainer, logger.rows
+
+    return run
+
+
+def test_timer__logged_after_evaluation(clock, timed):
+    _, rows = timed(Counted(clock), epochs=2)
+    assert rows == [
+        (8, {"time/training": 12, "synthesis/steps": 20, "student_updates": 8}),
+        (16, {"time/training": 24, "synthesis/steps": 40, "student_updates": 16}),
+    ]
+
+
+def test_timer__resumed_and_evaluated_in_the_middle(clock, timed, tmp_path):
+    trainer, rows = timed(Slow(clock), epochs=1, val_check_interval=0.5)
+    assert rows == [
+        (2, {"time/training": 6, "student_updates": 2}),
+        (4, {"time/training": 12, "student_updates": 4}),
+    ]
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    clock.now += 5000
+    _, rows = timed(Slow(clock), 2, ckpt_path=tmp_path / "one.ckpt")
+    assert rows == [(8, {"time/training": 24, "student_updates": 8})]

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from nayer_pl.errors import InputError
 from nayer_pl.networks import Classifier, build_classifier, list_models, load_teacher
 
+log = logging.getLogger(__name__)
+
 
 def register_networks() -> None:
     """Make every network of `list_models()` an entry of the config groups `teacher` and `student`.
 
-    Hydra must know them before it composes a configuration; conf/teacher and conf/student hold the
-    other entries.
+    conf/teacher and conf/student hold the other entries.
     """
     store = ConfigStore.instance()
     for name in list_models():
@@ -43,35 +45,34 @@ def register_networks() -> None:
 
 def load_external_teacher(
     architecture: Mapping[str, Any],
+    name: str | None,
     weights: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     trained_by: str | None = None,
     prefix: str | None = None,
     trust_code: bool = False,
-    name: str | None = None,
     pretrained: bool | str = True,
     repo: str | None = None,
     source: Literal["github", "local"] = "github",
 ) -> Classifier:
-    """`load_teacher` for a network of another package.
+    """`load_teacher`; `architecture` already has `name`, `pretrained`, `repo` and `source`.
 
-    The configuration has put `name`, `pretrained`, `repo` and `source` into `architecture`; they
-    are options of the teacher so that they are short to type.
+    They are options of the teacher too, because these are short to type.
     """
     return load_teacher(architecture, weights, mean, std, trained_by, prefix, trust_code)
 
 
 def build_external_student(
     architecture: Mapping[str, Any],
+    name: str | None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     weights: str | None = None,
     prefix: str | None = None,
     trust_code: bool = False,
-    name: str | None = None,
 ) -> Classifier:
-    """`build_classifier` for a network of another package; `architecture` has its `name`."""
+    """`build_classifier`; `architecture` already has `name`."""
     return build_classifier(architecture, mean, std, weights, prefix, trust_code)
 
 
@@ -90,32 +91,22 @@ def signature_config(target: str) -> dict[str, Any]:
     A default that is a class, a function or a `functools.partial` becomes a node with `_partial_`.
     Parameters without a default, or with one that no yaml can hold, are left out.
 
-    Args:
-        target: import path of a class or function.
-
     >>> signature_config("nayer_pl.RandomCropFlip")
     {'_target_': 'nayer_pl.RandomCropFlip', 'padding': 4, 'flip': True}
     """
     node: dict[str, Any] = {"_target_": target}
     for name, parameter in inspect.signature(get_object(target)).parameters.items():
         if parameter.default is not parameter.empty:
-            try:
+            with suppress(TypeError):
                 node[name] = _plain(parameter.default)
-            except TypeError:
-                continue
     return node
 
 
 def public_targets() -> dict[str, str]:
     """Import paths of the public classes and functions, by name."""
-    names = [(path, name) for path in MODULES for name in importlib.import_module(path).__all__]
-    paths = [*LOGGERS, *(f"{path}.{name}" for path, name in names)]
-    found = {path: get_object(path) for path in paths}
-    return {
-        path.rpartition(".")[2]: path
-        for path, thing in found.items()
-        if not (inspect.isclass(thing) and issubclass(thing, BaseException))
-    }
+    modules = [importlib.import_module(path) for path in MODULES]
+    paths = [*LOGGERS, *(f"{each.__name__}.{name}" for each in modules for name in each.__all__)]
+    return {path.rpartition(".")[2]: path for path in paths if not path.endswith("Error")}
 
 
 def register_signatures() -> None:
@@ -133,11 +124,7 @@ def register_signatures() -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A default as a yaml holds it.
-
-    Raises:
-        TypeError: none can.
-    """
+    """A default as a yaml holds it; a TypeError if none can."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
@@ -167,8 +154,6 @@ def _import_path(thing: Any) -> str:
     return f"{thing.__module__}.{name}"
 
 
-log = logging.getLogger(__name__)
-
 RECIPES = "recipe"
 SAME = {"scratch": "kd"}  # methods that take the recipes of another
 
@@ -176,11 +161,8 @@ SAME = {"scratch": "kd"}  # methods that take the recipes of another
 def register_recipes(conf: Path) -> None:
     """Make every section of every recipe an entry METHOD_DATA of the config group `recipe`.
 
-    Hydra must know them before it composes a configuration. One that stands alone, as
-    recipe/METHOD_DATA.yaml in a directory of `--config-dir`, needs the line `recipe_name: NAME`.
-
-    Args:
-        conf: The directory of the configuration.
+    One that stands alone, as recipe/METHOD_DATA.yaml in a directory of `--config-dir`, needs the
+    line `recipe_name: NAME`.
     """
     store = ConfigStore.instance()
     files = (conf / RECIPES).glob("*.yaml")
@@ -193,11 +175,7 @@ def register_recipes(conf: Path) -> None:
 
 @rank_zero_only
 def log_recipe(cfg: DictConfig) -> None:
-    """Say which recipe a configuration has; or that it has none, and what stands in for it.
-
-    Raises:
-        InputError: A whole file was chosen, not one of its sections.
-    """
+    """Say which recipe a configuration has; or that it has none, and what stands in for it."""
     if RECIPES in cfg:
         known = ", ".join(cfg[RECIPES])
         raise InputError(

@@ -16,17 +16,14 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from nayer_pl.app.instantiate import build
-from nayer_pl.callbacks.checkpoint import Terminated
-from nayer_pl.callbacks.loggers import SIGTERM_UPLOAD_S, OfflineSafeWandbLogger, close_wandb
+from nayer_pl.app.signals import SIGTERM_UPLOAD_S, Terminated
+from nayer_pl.callbacks.checkpoint import TrainingEnded
+from nayer_pl.callbacks.loggers import close_wandb
 from nayer_pl.runtime.files import write_durably
 
 
 class IgnoreWriteErrors:
-    """A text stream that drops what cannot be written, for example on a full disk.
-
-    Args:
-        stream: The stream to write to.
-    """
+    """A text stream that drops what cannot be written, for example on a full disk."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -91,10 +88,7 @@ def quiet_lightning() -> None:
 def open_loggers(cfg: DictConfig, resume: bool = False) -> Iterator[list[Logger]]:
     """Open the loggers, with the whole configuration in each and in the run's directory.
 
-    Args:
-        cfg: The configuration of the run.
-        resume: Whether the run is resumed: then its W&B run is too, and the configuration that it
-            was started with stays.
+    A run that is resumed continues its W&B run, and keeps the configuration that it began with.
     """
     loggers: list[Logger] = [
         build(node, resume_run=resume) if "resume_run" in node else build(node)
@@ -109,11 +103,9 @@ def open_loggers(cfg: DictConfig, resume: bool = False) -> Iterator[list[Logger]
             logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     try:
         yield loggers
-    except Terminated as end:
-        close_wandb(loggers, SIGTERM_UPLOAD_S, failed=True)
-        wandb = [each for each in loggers if isinstance(each, OfflineSafeWandbLogger)]
-        end.at_once = any(each.uploading for each in wandb)
-        raise
+    except TrainingEnded as end:
+        complete = close_wandb(loggers, SIGTERM_UPLOAD_S, failed=True)
+        raise Terminated(end.reason, at_once=not complete) from end
     except BaseException:
         close_wandb(loggers, failed=True)
         raise

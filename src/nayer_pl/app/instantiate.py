@@ -24,12 +24,10 @@ from nayer_pl.runtime.options import OptionError, check_option
 def build(node: DictConfig, **overrides: Any) -> Any:
     """Instantiate a node of a configuration, `_target_` and arguments, and those in it.
 
-    Raises:
-        InputError: a `_target_` does not exist, or has no such option, or not with such a value; or
-            it raised an error.
-        NayerError: a `_target_` raised it.
+    Raises an InputError if a `_target_` does not exist, or has no such option, or not with such a
+    value, or fails; and the NayerError that one raises, with the names that were typed.
     """
-    typed: Any = copy.deepcopy(node._get_root()) if _is_config(node) else node  # Hydra resolves it
+    typed: Any = copy.deepcopy(node._get_root())  # Hydra resolves it
     try:
         check(node)
         return instantiate(node, **overrides)
@@ -40,7 +38,7 @@ def build(node: DictConfig, **overrides: Any) -> Any:
         found = re.search(r"full_key: (\S+)", str(error))
         key = found[1] if found else node._get_full_key(None)
         if isinstance(cause, InputError):
-            raise _with_typed_names(cause, typed, key) from error
+            raise with_typed_names(cause, typed, key) from error
         if isinstance(cause, NayerError):
             raise cause from error
         reason = " ".join(str(cause).partition("\n    full_key")[0].split()).rstrip(".")
@@ -51,11 +49,7 @@ def build(node: DictConfig, **overrides: Any) -> Any:
 
 
 def check(node: DictConfig) -> None:
-    """Compare the options of a node, and of those in it, with what their targets take.
-
-    Raises:
-        InputError: an option is missing or unknown, or has a value that is not allowed.
-    """
+    """Raise an InputError if a target does not take the options of a node, or of those in it."""
     if not isinstance(node, DictConfig):  # a value that was put in its place
         return
     known, closed = parameters(node.get("_target_"))
@@ -67,13 +61,14 @@ def check(node: DictConfig) -> None:
         if OmegaConf.is_missing(node, key):
             raise InputError(f"{name} is missing; give it as {name}=VALUE.")
         value = node[key]
+        config = isinstance(value, DictConfig | ListConfig)
         inner = [value] if isinstance(value, DictConfig) else value
-        nodes = [each for each in inner if _is_target(each)] if _is_config(value) else []
+        nodes = [each for each in inner if _is_target(each)] if config else []
         if nodes and recursive:
             for each in nodes:
                 check(each)
         elif not nodes:
-            plain = OmegaConf.to_container(value, resolve=True) if _is_config(value) else value
+            plain = OmegaConf.to_container(value, resolve=True) if config else value
             check_option(name, plain, known.get(key, Any))
 
 
@@ -118,12 +113,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def typed_name(node: DictConfig, key: str) -> str:
-    """What a user types for the option at `key`: where it takes its value from, if it does.
-
-    Args:
-        node: any node of the configuration.
-        key: the full key, "datamodule.plan.epochs".
-    """
+    """What a user types for the option at a full key: where it takes its value from, if it does."""
     root, name = node._get_root(), ""
     for part in key.split("."):
         parent = OmegaConf.select(root, name) if name else root
@@ -131,11 +121,11 @@ def typed_name(node: DictConfig, key: str) -> str:
         if isinstance(parent, DictConfig) and part in parent.keys():  # noqa: SIM118, not ???
             value = parent._get_node(part)
             source = re.fullmatch(r"\$\{([\w.]+)\}", str(value._value()))  # type: ignore[union-attr]
-            name = source[1] if source else name
+            name = typed_name(node, source[1]) if source and source[1] != name else name
     return name
 
 
-def _with_typed_names(error: InputError, root: DictConfig, key: str) -> InputError:
+def with_typed_names(error: InputError, root: DictConfig, key: str) -> InputError:
     """The error of a constructor, which names its own parameters, for a user who typed options."""
     built = OmegaConf.select(root, key) if key else root
     if not isinstance(built, DictConfig):
@@ -160,10 +150,6 @@ def _with_typed_names(error: InputError, root: DictConfig, key: str) -> InputErr
         str(error),
     )
     return InputError(told) if told != str(error) else error
-
-
-def _is_config(value: Any) -> bool:
-    return isinstance(value, DictConfig | ListConfig)
 
 
 def _is_target(value: Any) -> bool:

@@ -27,9 +27,8 @@ from nayer_pl.app.instantiate import suggestion, unknown
 def main(script: str) -> None:
     """Run the job, or the sweep, that the command line describes.
 
-    Args:
-        script: The file that was started. `conf/` is beside it, and Lightning starts it again for
-            every other device.
+    `conf/` is beside `script`, the file that was started; Lightning starts it again for every other
+    device.
     """
 
     def job(cfg: DictConfig) -> float | None:
@@ -45,11 +44,7 @@ def main(script: str) -> None:
 
 
 def register_configs(conf: Path) -> None:
-    """Tell Hydra of the options that code adds to the files of the configuration.
-
-    Args:
-        conf: The directory of these files.
-    """
+    """Tell Hydra of the options that code adds to the files in `conf`."""
     register_networks()
     register_signatures()
     register_recipes(conf)
@@ -60,8 +55,8 @@ def run_job(cfg: DictConfig, script: str) -> float | None:
     # Imported late, so that a mistyped option is answered at once.
     from nayer_pl.app.multirun import check_start, isolated_job, objective
     from nayer_pl.app.resume import run_dir_of
+    from nayer_pl.app.signals import Terminated
     from nayer_pl.app.train import train
-    from nayer_pl.callbacks.checkpoint import Terminated
     from nayer_pl.errors import NayerError
 
     job = HydraConfig.get()
@@ -84,11 +79,7 @@ def run_job(cfg: DictConfig, script: str) -> float | None:
             raise CompactHydraException(sentence) from error
         sys.exit(f"\nerror: {error}")
     except Terminated as end:
-        if end.at_once:  # W&B would go on uploading
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(end.STATUS)
-        raise
+        end.end_process()
     except SystemExit as exit:  # how Lightning answers Ctrl-C; it ends a sweep as well
         raise KeyboardInterrupt from exit
 
@@ -98,9 +89,6 @@ def hydra_errors_explained(conf: Path) -> Iterator[None]:
     """Let the program end with one sentence where Hydra cannot compose a configuration.
 
     With HYDRA_FULL_ERROR=1 in the environment its errors come as they are.
-
-    Args:
-        conf: the directory of the configuration.
     """
     asked = os.environ.get("HYDRA_FULL_ERROR")
     if asked == "1" and "LOCAL_RANK" not in os.environ:  # processes of Lightning inherit ours
@@ -119,12 +107,7 @@ def hydra_errors_explained(conf: Path) -> Iterator[None]:
 
 
 def explain(error: Exception, conf: Path) -> str:
-    """One sentence for an error of Hydra or OmegaConf.
-
-    Args:
-        error: what was raised.
-        conf: the directory of the configuration, whose folders are its groups.
-    """
+    """One sentence for an error of Hydra or OmegaConf; the folders of `conf` are its groups."""
     cause = error.__cause__ or error
     groups = [str(path.relative_to(conf)) for path in sorted(conf.rglob("*")) if path.is_dir()]
     if isinstance(error, OverrideParseException):
@@ -153,11 +136,7 @@ def explain(error: Exception, conf: Path) -> str:
 
 
 def check_additions(cfg: DictConfig) -> None:
-    """See that `+name=value` adds an option where one can be added: to what has a `_target_`.
-
-    Raises:
-        InputError: nothing would read it.
-    """
+    """Raise an InputError if `+name=value` adds what nothing reads: only a `_target_` may."""
     typed = HydraConfig.get().overrides.task
     for each in OverridesParser.create().parse_overrides(list(typed)):
         parent, _, last = each.key_or_group.rpartition(".")

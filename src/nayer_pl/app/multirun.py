@@ -24,7 +24,7 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nayer_pl.app.run_dir import require
-from nayer_pl.callbacks.checkpoint import Terminated
+from nayer_pl.app.signals import Terminated
 from nayer_pl.errors import InputError
 
 CHILD_GRACE_SECONDS = 12.0  # for the first process to say why it stops
@@ -40,13 +40,7 @@ VARIABLES = (
 def isolated_job(script: str, run_dir: str) -> Iterator[None]:
     """Let processes that the job starts repeat this job only, and leave nothing of it behind.
 
-    Args:
-        script: The file that was started, train.py.
-        run_dir: The directory of the job. Its default holds the time, which would be another one
-            in a child process.
-
-    Raises:
-        InputError: `run_dir` is empty.
+    They are told `run_dir`, because its default holds the time, which would be another one there.
     """
     require(bool(run_dir), "run_dir", "a directory", run_dir)
     main = sys.modules["__main__"]
@@ -79,9 +73,8 @@ def isolated_job(script: str, run_dir: str) -> Iterator[None]:
 def check_start() -> None:
     """Refuse command lines that Hydra accepts but that cannot be meant.
 
-    Raises:
-        InputError: A sweep without `-m`, of which Hydra would run a single job with the defaults;
-            or torchrun without `run_dir`, whose default holds the second of each process's start.
+    These are a sweep without `-m`, of which Hydra would run a single job with the defaults; and
+    torchrun without `run_dir`, whose default holds the second of each process's start.
     """
     hydra = HydraConfig.get()
     named = any(word.startswith(("run_dir=", "ckpt_path=")) for word in hydra.overrides.task)
@@ -117,15 +110,7 @@ def command(script: str, run_dir: str) -> list[str]:
 
 
 def objective(summary: Mapping[str, Any], key: str) -> float | None:
-    """The value for a sweeper; None in the processes of other devices, or if it was not measured.
-
-    Args:
-        summary: The summary of the job.
-        key: Name of the value.
-
-    Raises:
-        InputError: `key` is not in the summary.
-    """
+    """The value for a sweeper; None in processes of other devices, or if it was not measured."""
     if _is_child():
         return None
     if key not in summary:

@@ -7,6 +7,7 @@ import textwrap
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,7 @@ DUPLICATED_NODES = ("teacher", "student", "label_text", "network")  # in `model`
 def open_run(cfg: DictConfig) -> tuple[dict[str, Any] | None, Path | None]:
     """Prepare `cfg.run_dir` for a new run, or for resuming the one that is in it.
 
-    Returns:
-        The summary, if the run is already complete; and the checkpoint to resume from, if any.
-
-    Raises:
-        InputError: The directory cannot be used, its checkpoints are damaged, or it holds a run of
-            other settings.
+    Returns the summary, if the run is already complete; and the checkpoint to resume from, if any.
     """
     resuming = bool(cfg.resume or cfg.ckpt_path)
     summary, checkpoint = load_summary(cfg.run_dir) if resuming else None, None
@@ -68,13 +64,8 @@ def open_run(cfg: DictConfig) -> tuple[dict[str, Any] | None, Path | None]:
 def find_checkpoint(run_dir: str | Path, resume: str | None, ckpt_path: str | None) -> Path | None:
     """The checkpoint to resume from; None for a new run.
 
-    Args:
-        run_dir: The directory of the run.
-        resume: "auto" for the newest intact checkpoint of `run_dir`, if there is one.
-        ckpt_path: A certain checkpoint instead.
-
-    Raises:
-        InputError: The checkpoint is damaged, or all of them are.
+    It is `ckpt_path`, or with resume="auto" the newest intact one of `run_dir`. An InputError says
+    that it is damaged, or that all of them are.
     """
     if resume not in (None, "auto"):
         raise InputError(f"resume is auto or null, not '{resume}'; a file is ckpt_path=PATH.")
@@ -91,10 +82,7 @@ def run_dir_of(ckpt_path: str | Path) -> str:
 
 
 def find_corruption(path: Path) -> str | None:
-    """What is wrong with a checkpoint or its bank's files; None if they are intact.
-
-    Reading them runs no code from them.
-    """
+    """What is wrong with a checkpoint or its bank's files, no code of which is run; or None."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()  # compares checksums, which torch.load does not
@@ -154,11 +142,7 @@ def _intact_or_error(path: Path) -> Path:
 
 
 def load_summary(run_dir: str | Path) -> dict[str, Any] | None:
-    """The summary of a finished run; None if there is none.
-
-    Raises:
-        InputError: There is one, but it is damaged.
-    """
+    """The summary of a finished run; None if there is none."""
     file = Path(run_dir) / "summary.json"
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -170,11 +154,7 @@ def load_summary(run_dir: str | Path) -> dict[str, Any] | None:
 
 
 def check_config_unchanged(cfg: DictConfig) -> None:
-    """Compare `cfg` with the configuration that its `run_dir` was started with.
-
-    Raises:
-        InputError: It describes another run; the message names up to three differences.
-    """
+    """Raise an InputError that names up to three differences if `run_dir` holds another run."""
     file = Path(cfg.run_dir) / "config.yaml"
     if not file.exists():
         return
@@ -188,8 +168,9 @@ def check_config_unchanged(cfg: DictConfig) -> None:
     now = dict(_identity(OmegaConf.to_container(cfg, resolve=True)))
     changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
     if changed:
+        short = partial(textwrap.shorten, width=40, placeholder=" ...")
         differences = ", ".join(
-            f"{name}={_shortened(now.get(name))} (was {_shortened(then.get(name))})"
+            f"{name}={short(str(now.get(name)))} (was {short(str(then.get(name)))})"
             for name in changed[:3]
         )
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -199,34 +180,25 @@ def check_config_unchanged(cfg: DictConfig) -> None:
         )
 
 
-def _shortened(value: Any) -> str:
-    return textwrap.shorten(str(value), 40, placeholder=" ...")
-
-
 def _identity(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values of what makes a run, each once."""
     if not isinstance(node, dict):
         yield name, node
         return
     for key, value in node.items():
-        if name in COMPARED_ONLY:
+        if not name:
+            counts = key in IDENTITY_GROUPS
+        elif name in COMPARED_ONLY:
             counts = key in COMPARED_ONLY[name]
         else:
-            counts = (
-                key not in (*IGNORED_KEYS, *DUPLICATED_NODES) if name else (key in IDENTITY_GROUPS)
-            )
+            counts = key not in IGNORED_KEYS and key not in DUPLICATED_NODES
         if counts and (key != "path" or name == "text_encoder"):
             yield from _identity(value, f"{name}.{key}" if name else key)
 
 
 @rank_zero_only
 def log_resume_hint(cfg: DictConfig, reason: str) -> None:
-    """Say how to resume a run that was told to end.
-
-    Args:
-        cfg: The configuration of the run.
-        reason: Who or what ended it.
-    """
+    """Say how to resume a run that was told to end, and who or what ended it."""
     option, path = "run_dir", Path(cfg.run_dir)
     if cfg.sweep:
         option, path = "hydra.sweep.dir", path.parent

@@ -1,13 +1,16 @@
 """What is checked before any work begins: the run's directory, and the options as a whole."""
 
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from lightning import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from nayer_pl.app.instantiate import build, check
+from nayer_pl.app.instantiate import build, check, with_typed_names
+from nayer_pl.callbacks.export import Export
 from nayer_pl.errors import InputError
 from nayer_pl.runtime.files import cannot_write, check_folder, remove_unfinished
 
@@ -27,14 +30,9 @@ def require(condition: bool, name: str, wanted: str, value: object) -> None:
 
 @rank_zero_only
 def prepare_run_dir(path: str, resume: bool = False) -> None:
-    """Make the run's directory, check that it is usable, and remove half-written files from it.
+    """Make the run's directory, and remove half-written files from it.
 
-    Args:
-        path: The directory.
-        resume: Whether it may already be the directory of an unfinished run.
-
-    Raises:
-        InputError: It is read-only or full, or it holds another run.
+    Raises an InputError if it is read-only or full, or holds a run that is not to be resumed.
     """
     run_dir = Path(path).absolute()
     try:
@@ -66,15 +64,7 @@ def remove_if_empty(path: str) -> None:
 
 
 def check_options(cfg: DictConfig, epochs: int) -> None:
-    """Check the options whose objects are built only later.
-
-    Args:
-        cfg: The whole configuration.
-        epochs: Number of epochs of the run.
-
-    Raises:
-        InputError: One of them is unknown, or its value is not allowed.
-    """
+    """Raise an InputError if an option cannot work whose object is built only later."""
     require(0 <= cfg.seed < 2**32, "seed", "from 0 to 4294967295", cfg.seed)
     for node in (cfg.model, cfg.trainer, *cfg.logger.values()):
         check(node)
@@ -89,12 +79,17 @@ def check_options(cfg: DictConfig, epochs: int) -> None:
     require(divides, "trainer.check_val_every_n_epoch", wanted, every)
 
 
-def resolve_class_names(cfg: DictConfig) -> None:
-    """Put the class names into `cfg`, and their number where the data set leaves it open.
+@rank_zero_only
+def check_export(cfg: DictConfig, callbacks: Mapping[str, Callback]) -> None:
+    """Raise an InputError if what a run trains could not be written at its end."""
+    for name, callback in callbacks.items():
+        obstacle = callback.obstacle() if isinstance(callback, Export) else None
+        if obstacle is not None:
+            raise with_typed_names(InputError(obstacle), cfg, f"callbacks.{name}")
 
-    Raises:
-        InputError: The names cannot be read, or there is not one for each class of the data set.
-    """
+
+def resolve_class_names(cfg: DictConfig) -> None:
+    """Put the class names into `cfg`, and their number where the data set leaves it open."""
     names = build(cfg.class_names)
     if cfg.data.num_classes is None:
         cfg.data.num_classes = len(names)

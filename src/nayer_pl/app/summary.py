@@ -26,20 +26,14 @@ PACKAGES = ("nayer_pl", "torch", "lightning")
 def publish_summary(
     summary: Mapping[str, Any], run_dir: Path, weights: Path, loggers: Iterable[Logger]
 ) -> None:
-    """Write the summary, send it to W&B, and print it as a table.
+    """Write the flat summary (fractions in [0, 1], seconds, counts), send it to W&B, and print it.
 
-    Args:
-        summary: Flat; fractions in [0, 1], seconds, counts.
-        run_dir: The directory of the run.
-        weights: The exported network, if there is one.
-        loggers: The loggers of the run.
-
-    Raises:
-        InputError: The summary cannot be written; it is printed all the same.
+    Where it cannot be written it is printed all the same, before an InputError says so.
     """
     failed = None
-    try:
-        write_summary(run_dir / "summary.json", summary)
+    try:  # whole or not at all: this file says that the run is finished
+        text = json.dumps(summary, indent=2) + "\n"
+        write_durably(run_dir / "summary.json", text.encode())
     except OSError as error:
         failed = error
     files = {"weights": os.path.relpath(weights)} if weights.exists() else {}
@@ -58,25 +52,14 @@ def publish_summary(
         ) from failed
 
 
-def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """Write the summary as JSON, whole or not at all: its file says that the run is finished.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    write_durably(path, (json.dumps(summary, indent=2) + "\n").encode())
-
-
-def print_summary(
-    summary: Mapping[str, Any], files: Mapping[str, str], console: Console | None = None
-) -> None:
+def print_summary(summary: Mapping[str, Any], files: Mapping[str, str]) -> None:
     """Print one table: results, sizes, seconds per phase, and where the files are."""
     table = Table(title="Summary", title_justify="left", show_header=False, expand=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in [*_rows(summary), *files.items()]:
         table.add_row(name, Text(text))
-    (console or Console()).print(table)
+    Console().print(table)
 
 
 def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -124,12 +107,7 @@ def _size(count: int) -> str:
 
 
 def environment_info(device: torch.device | str = "cpu", devices: int = 1) -> dict[str, str]:
-    """The machine and the versions that a run was measured with, in words.
-
-    Args:
-        device: The device of this rank.
-        devices: Number of devices, over all ranks.
-    """
+    """The machine (`devices` of the kind of `device`) and the versions of a run, in words."""
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     several = f"{devices} x " if devices > 1 else ""

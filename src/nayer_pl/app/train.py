@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ from nayer_pl.app.config_store import log_recipe
 from nayer_pl.app.console import ignore_write_errors, open_loggers, quiet_lightning
 from nayer_pl.app.instantiate import build
 from nayer_pl.app.resume import load_summary, log_resume_hint, open_run
-from nayer_pl.app.run_dir import check_options, remove_if_empty
+from nayer_pl.app.run_dir import check_export, check_options, remove_if_empty
+from nayer_pl.app.signals import Terminated, raise_if_incomplete, sigterm_received
 from nayer_pl.app.summary import environment_info, publish_summary
-from nayer_pl.callbacks.checkpoint import Terminated, raise_if_incomplete, sigterm_received
 from nayer_pl.callbacks.progress import PhaseTimer
 from nayer_pl.errors import NayerError
+
+log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -55,15 +56,16 @@ def run_training(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     datamodule = build(cfg.datamodule)  # first: a plan that cannot work is refused before any work
     epochs = cfg.trainer.max_epochs or datamodule.max_epochs
     check_options(cfg, epochs)
-    callbacks = [build(node) for node in cfg.callbacks.values() if node]
-    seconds_teacher = train_missing_teacher(cfg, run_training)
+    callbacks = {name: build(node) for name, node in cfg.callbacks.items() if node}
+    check_export(cfg, callbacks)
+    seconds_teacher = train_missing_teacher(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     method, timer = build(cfg.model), PhaseTimer()
     with open_loggers(cfg, resume=checkpoint is not None) as loggers:
         trainer: Trainer = build(
             cfg.trainer,
             max_epochs=epochs,
-            callbacks=[timer, *callbacks],
+            callbacks=[timer, *callbacks.values()],
             logger=loggers,
             default_root_dir=cfg.run_dir,
         )
@@ -82,20 +84,10 @@ def run_training(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     return summary, {"trainer": trainer, "method": method, "datamodule": datamodule}
 
 
-log = logging.getLogger(__name__)
-
-Run = Callable[[DictConfig], tuple[dict[str, Any], dict[str, Any]]]
-
-
-def train_missing_teacher(cfg: DictConfig, run: Run) -> float:
+def train_missing_teacher(cfg: DictConfig) -> float:
     """Train the teacher as `teacher.trained_by` says, if that is asked for and it is missing.
 
-    Args:
-        cfg: The configuration of the distillation.
-        run: Trains what a configuration describes (`nayer_pl.app.train.run_training`).
-
-    Returns:
-        The seconds that the training took; 0.0 if there was nothing to do.
+    Returns the seconds that this took; 0.0 if there was nothing to do.
     """
     teacher, folder = cfg.teacher, Path(cfg.run_dir) / "teacher"
     asked = cfg.train_missing_teacher and teacher.weights and teacher.trained_by
@@ -103,7 +95,7 @@ def train_missing_teacher(cfg: DictConfig, run: Run) -> float:
         before = load_summary(folder)  # of this run, which was interrupted since
         return before["seconds_training"] if before else 0.0
     log.info("The teacher's weights are not at '%s' yet: training it.", teacher.weights)
-    summary, objects = run(teacher_config(cfg, folder))
+    summary, objects = run_training(teacher_config(cfg, folder))
     if objects and sigterm_received(objects["trainer"]):
         raise Terminated  # the teacher is complete, but the student must not begin
     return summary["seconds_training"]

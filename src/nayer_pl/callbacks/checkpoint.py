@@ -24,35 +24,28 @@ from nayer_pl.runtime.options import checked
 log = logging.getLogger(__name__)
 
 LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
-MAX_TIME = "trainer.max_time, which counts the time before a resume too; give it more"
 SIGTERM_GRACE_S = 15  # for the round or step that SIGTERM interrupts; SLURM gives 30 in all
 
 
-class Terminated(SystemExit):
-    """The run was told to end early, and its state is saved; exit status 143.
+class TrainingEnded(SystemExit):
+    """Training was told to end early, and its state is saved; a script that lets it pass ends too.
 
     Args:
-        reason: Who or what ended it.
-
-    Example:
-        >>> Terminated("SIGTERM").code
-        143
+        reason: "SIGTERM" or "max_time".
     """
 
-    STATUS = 128 + 15
-    at_once = False  # whether something would still wait when the interpreter ends
-
-    def __init__(self, reason: str = "SIGTERM") -> None:
-        super().__init__(self.STATUS)
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Training was ended by {reason}; its last checkpoint can be resumed.")
         self.reason = reason
 
 
 class Checkpoints(Checkpoint):
-    """Saves `last.ckpt`, keeps the one before it as `previous.ckpt`, and ends the run on SIGTERM.
+    """Saves `last.ckpt`, also when training is told to end, and keeps the one before it.
 
     Lightning's ModelCheckpoint ignores its time interval in manual optimization, and its handler of
     SIGTERM lets the ranks exchange a tensor wherever each of them is, which may be in the middle of
-    another exchange. Here the handler only sets a flag, which is read between two work items.
+    another exchange. Here the handler only sets a flag. Between two work items all ranks look at
+    it, and at the Trainer's `max_time`; then they save and raise `TrainingEnded`.
 
     A checkpoint is written to a file of another name, which then replaces `last.ckpt`: at every
     moment one of the two is whole. Where it cannot be written, the run logs a warning and
@@ -74,7 +67,7 @@ class Checkpoints(Checkpoint):
         self.sigterm_received = False
         self._saved = self._item_start = 0.0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Start the clock, and handle SIGTERM until the trainer restores its own handlers."""
         self._saved = time.monotonic()
         self.sigterm_received = False
@@ -112,7 +105,7 @@ class Checkpoints(Checkpoint):
         if due or sigterm or late:
             self.save(trainer)
         if sigterm or late:
-            raise Terminated("SIGTERM" if sigterm else MAX_TIME)
+            raise TrainingEnded("SIGTERM" if sigterm else "max_time")
 
     def _on_sigterm(self, *_: Any) -> None:
         if self.sigterm_received:  # a second signal, perhaps a launcher's, gives no more time
@@ -123,18 +116,18 @@ class Checkpoints(Checkpoint):
             signal.setitimer(signal.ITIMER_REAL, SIGTERM_GRACE_S)
 
     def _on_deadline(self, *_: Any) -> None:
-        raise Terminated
+        raise TrainingEnded("SIGTERM")
 
     def _cancel_deadline(self) -> None:
         if self.sigterm_received and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         """Training is over: nothing is left to be interrupted."""
         self._cancel_deadline()
 
-    on_exception = teardown  # type: ignore[assignment]
+    on_exception = teardown
 
     def save(self, trainer: Trainer) -> None:
         """Write `last.ckpt`, or warn that it cannot be written; to be called on all ranks.
@@ -172,9 +165,7 @@ class Checkpoints(Checkpoint):
             f"it could be resumed from '{kept}' of {time.ctime(kept.stat().st_mtime)}",
         )  # fmt: skip
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         """Save the rows of `metrics.csv`: a resumed run will write those after them again."""
         files = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
         for file in files:
@@ -182,9 +173,7 @@ class Checkpoints(Checkpoint):
                 file.save()
         checkpoint["rows"] = rows(files[0]) if files and trainer.is_global_zero else ""
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         """Restore the rows of `metrics.csv`."""
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger) and trainer.is_global_zero:
@@ -192,30 +181,7 @@ class Checkpoints(Checkpoint):
 
 
 def out_of_time(trainer: Trainer) -> bool:
-    """Whether `trainer.max_time` is over: Lightning would end the run as if it were complete."""
+    """Whether `max_time` is over: Lightning would end the run as if it were complete."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     left = [timer.time_remaining() for timer in callbacks if isinstance(timer, Timer)]
     return any(seconds is not None and seconds <= 0 for seconds in left)
-
-
-def sigterm_received(trainer: Trainer) -> bool:
-    """Whether SIGTERM came too late to end the run early."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(each, Checkpoints) and each.sigterm_received for each in callbacks)
-
-
-def raise_if_incomplete(trainer: Trainer, epochs: int) -> None:
-    """Raise if `fit` returned before the last epoch, as it does after Ctrl-C or `max_time`.
-
-    Args:
-        trainer: After `fit`.
-        epochs: Number of epochs of the run.
-
-    Raises:
-        KeyboardInterrupt: It was interrupted.
-        Terminated: `trainer.max_time` was over, perhaps before a resume.
-    """
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if out_of_time(trainer) and trainer.current_epoch < epochs:
-        raise Terminated(MAX_TIME)

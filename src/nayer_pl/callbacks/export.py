@@ -12,10 +12,11 @@ from nayer_pl.networks.pretrained import save_classifier
 from nayer_pl.networks.weights import fingerprint, read_weights
 from nayer_pl.runtime import distributed
 from nayer_pl.runtime.files import cannot_write, check_folder, write_or_warn
+from nayer_pl.runtime.options import OptionError
 
 
 class Export(Callback):
-    """Writes the classifier that was trained (the module's `product`) when training ends.
+    """Writes the classifier that was trained (the module's `exported_classifier`) at the end.
 
     Args:
         path: A `.safetensors` file that does not exist yet.
@@ -36,12 +37,9 @@ class Export(Callback):
         record: str | Path | None = None,
     ) -> None:
         if path is None:
-            raise InputError(
-                "There is no file to write the trained network to; give it as export.path=PATH "
-                "(for a teacher: teacher.weights=PATH)."
-            )
+            raise InputError("There is no file to write the network to; give it as path=PATH.")
         if Path(path).suffix != ".safetensors":
-            raise InputError(f"export.path must end in .safetensors, not be '{path}'.")
+            raise OptionError("path", "a .safetensors file", path)
         self.path, self.names, self.image_shape = Path(path), list(names), list(image_shape)
         self.record = None if record is None else Path(record)
 
@@ -49,24 +47,22 @@ class Export(Callback):
         """Check before the work that the file can be written after it.
 
         Raises:
-            InputError: The file is there and not of this run, or its folder cannot be written.
+            InputError: It is there and not of this run, or its folder cannot be written.
         """
         if stage == "fit":
-            error = self._obstacle() if trainer.is_global_zero else None
-            error = distributed.first_error(error)
+            error = distributed.first_error(self.obstacle() if trainer.is_global_zero else None)
             if error is not None:
-                raise InputError(
-                    f"{error}, or write elsewhere with export.path=PATH (for a teacher: "
-                    "teacher.weights=PATH)."
-                )
+                raise InputError(error)
 
-    def _obstacle(self) -> str | None:
+    def obstacle(self) -> str | None:
+        """Why the file cannot be written, and what to do; None if it can be."""
+        elsewhere = "or write elsewhere with path=PATH."
         if self.path.exists() and not self._is_own():
-            return f"'{self.path}' exists and would be replaced; delete it"
+            return f"'{self.path}' exists and would be replaced; delete it, {elsewhere}"
         try:
             check_folder(self.path.parent)
         except OSError as error:
-            return f"{cannot_write(error)}; mend that"
+            return f"{cannot_write(error)}; mend that, {elsewhere}"
         return None
 
     def _is_own(self) -> bool:
@@ -90,14 +86,11 @@ class Export(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
         product: Classifier = pl_module.exported_classifier  # type: ignore[assignment]
+        metrics = trainer.callback_metrics.items()
         facts = {
             "class_names": self.names,
             "image_shape": self.image_shape,
-            "measured": {
-                name: float(value)
-                for name, value in trainer.callback_metrics.items()
-                if name.startswith("val/")
-            },
+            "measured": {name: float(v) for name, v in metrics if name.startswith("val/")},
         }
         if self.record is not None:
             write_or_warn(self.record, fingerprint(product.network).encode())
@@ -108,8 +101,8 @@ class Export(Callback):
         if not instead.exists() and _save(instead, product, facts) is None:
             return f"{error}. What was trained is in '{instead}' instead: move it there."
         return (
-            f"{error}. Make room: the same command with resume=auto then repeats what came after "
-            "the run's last checkpoint, and writes it."
+            f"{error}. Make room, and resume from the last checkpoint: what came after it is then "
+            "repeated, and the file is written."
         )
 
 

@@ -19,7 +19,6 @@ from nayer_pl.runtime.files import append, cannot_write, write_durably
 log = logging.getLogger(__name__)
 
 UPLOAD_TIMEOUT_S = 300.0  # how long the end of a run waits; `wandb sync` uploads the rest
-SIGTERM_UPLOAD_S = 8.0  # the same after SIGTERM; SLURM gives 30 in all, of which a round takes half
 
 
 class OfflineSafeWandbLogger(WandbLogger):
@@ -30,7 +29,6 @@ class OfflineSafeWandbLogger(WandbLogger):
     """
 
     failed = False
-    uploading = False  # whether `finish` gave up waiting, which the end of the process must do too
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         """As in the base class, if that works."""
@@ -53,8 +51,8 @@ class OfflineSafeWandbLogger(WandbLogger):
         self._guarded(self.experiment.define_metric, "*", step_metric="student_updates")
         self._guarded(self.experiment.define_metric, "synthesis/*", step_metric="synthesis/round")
 
-    def finish(self, timeout: float | None = None, failed: bool = False) -> None:
-        """End the W&B run, which uploads the rest of it.
+    def finish(self, timeout: float | None = None, failed: bool = False) -> bool:
+        """End the W&B run, which uploads the rest of it; whether that was complete in time.
 
         Args:
             timeout: Seconds to wait for that; None for W&B's own limit.
@@ -62,13 +60,13 @@ class OfflineSafeWandbLogger(WandbLogger):
         """
         if timeout is None:
             self._finish(int(failed))
-            return
+            return True
         end = threading.Thread(target=self._finish, args=[int(failed)], daemon=True)
         end.start()
         end.join(timeout)
-        self.uploading = end.is_alive()
-        if self.uploading:
+        if end.is_alive():
             log.warning("The upload to Weights & Biases is not complete: wandb sync completes it.")
+        return not end.is_alive()
 
     def _finish(self, status: int) -> None:
         if not self.failed:
@@ -109,42 +107,33 @@ def wandb_logger(
             online after `wandb login` and offline otherwise.
         resume_run: Whether to continue the last W&B run recorded in `save_dir`.
         options: Anything else that `wandb.init` takes, such as entity, group and tags.
-
-    Returns:
-        The logger of that run.
     """
     import wandb
 
     mode = mode or os.environ.get("WANDB_MODE") or _mode_by_login(wandb)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         mode = "disabled"
-    known = recorded_id(save_dir) if resume_run else None
+    known = _recorded_id(save_dir) if resume_run else None
     if known is not None:
         options |= {"id": known, "resume": "allow"}
 
-    def start(mode: str) -> Any:
-        return wandb.init(
-            project=project,
-            name=name,
-            dir=save_dir,
-            mode=mode,  # type: ignore[arg-type]
-            # Offline, W&B prints nothing of interest: the summary says how to upload the run.
-            settings=wandb.Settings(silent=mode != "online", finish_timeout=UPLOAD_TIMEOUT_S),
-            **options,
-        )
-
-    for instead in ("offline", "disabled"):
+    def start(mode: str, *otherwise: str) -> Any:
+        # Offline, W&B prints nothing of interest: the summary says how to upload the run.
+        settings = wandb.Settings(silent=mode != "online", finish_timeout=UPLOAD_TIMEOUT_S)
+        chosen: Any = {"project": project, "name": name, "dir": save_dir, "mode": mode}
         try:
-            run = start(mode)
-            break
+            return wandb.init(**chosen, settings=settings, **options)
         except Exception as error:  # of W&B, of its service, of the network
+            if not otherwise:
+                raise
             log.warning(
                 "Weights & Biases cannot be used (%s); %s.", first_line(error),
-                "recording offline" if instead == "offline" else "the run continues without it",
+                "recording offline" if otherwise[0] == "offline" else
+                "the run continues without it",
             )  # fmt: skip
-            mode = instead
-    else:
-        run = start("disabled")
+            return start(*otherwise)
+
+    run = start(mode, "offline", "disabled")
     logger = OfflineSafeWandbLogger(project=project, save_dir=save_dir, experiment=run)
     logger.set_axes()
     return logger
@@ -159,8 +148,8 @@ def _mode_by_login(wandb: Any) -> str:
     return "online" if logged_in else "offline"
 
 
-def recorded_id(save_dir: str | Path) -> str | None:
-    """The id of the last W&B run in `save_dir`; None if there is none."""
+def _recorded_id(save_dir: str) -> str | None:
+    """The id of the last W&B run in `save_dir`."""
     # By the run's file, because of two folders of one second the second has a longer name.
     files = (Path(save_dir) / "wandb").glob("*run-*-*/run-*.wandb")
     last = max(files, key=lambda file: file.parent.name.partition("run-")[2], default=None)
@@ -169,17 +158,11 @@ def recorded_id(save_dir: str | Path) -> str | None:
 
 def close_wandb(
     loggers: Iterable[Logger], timeout: float | None = None, failed: bool = False
-) -> None:
-    """End the W&B run, so that the next job of this process begins its own.
-
-    Args:
-        loggers: The loggers of the run, of any kind.
-        timeout: Seconds to wait for the upload; None for W&B's own limit.
-        failed: Whether the run ended early.
-    """
-    for logger in loggers:
-        if isinstance(logger, OfflineSafeWandbLogger):
-            logger.finish(timeout, failed)
+) -> bool:
+    """`finish` those of W&B, so that the next job of this process begins a W&B run of its own."""
+    ours = [each for each in loggers if isinstance(each, OfflineSafeWandbLogger)]
+    complete = [each.finish(timeout, failed) for each in ours]
+    return all(complete)
 
 
 def sync_command(logger: OfflineSafeWandbLogger) -> str | None:

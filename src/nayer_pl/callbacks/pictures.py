@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
@@ -20,7 +20,6 @@ from nayer_pl.runtime.files import write_or_warn
 from nayer_pl.runtime.options import checked
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -116,8 +115,6 @@ class SampleGrid(Callback):
         return grid
 
 
-Row = dict[str, str]
-
 # title, x axis, columns
 PANELS: list[tuple[str, str, Sequence[str]]] = [
     (
@@ -148,27 +145,20 @@ def draw_curves(metrics: str | Path) -> Figure | None:
         return None
     figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained", dpi=120)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, panel in zip(axes, panels, strict=True):
-        _draw(ax, rows, *panel)
+    for ax, (title, x_name, columns) in zip(axes, panels, strict=True):
+        for column in columns:
+            pairs = [(row.get(x_name), row.get(column)) for row in rows]
+            points = [(float(x), float(y)) for x, y in pairs if x and y]
+            if points:
+                label = column.partition("/")[2].replace("_", " ")
+                style = "--" if column == "val/teacher_accuracy" else "-"
+                ax.plot(*zip(*points, strict=True), style, label=label, marker=".", markersize=3)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel(x_name.rpartition("/")[2].replace("_", " "))
+        ax.grid(alpha=0.3)
+        if len(ax.lines) > 1:
+            ax.legend(fontsize=8)
     return figure
-
-
-def _draw(ax: Axes, rows: Sequence[Row], title: str, x_name: str, columns: Sequence[str]) -> None:
-    for column in columns:
-        points = [
-            (float(row[x_name]), float(row[column]))
-            for row in rows
-            if row.get(x_name) and row.get(column)
-        ]
-        if points:
-            label = column.partition("/")[2].replace("_", " ")
-            style = "--" if column == "val/teacher_accuracy" else "-"
-            ax.plot(*zip(*points, strict=True), style, label=label, marker=".", markersize=3)
-    ax.set_title(title, fontsize=10)
-    ax.set_xlabel(x_name.rpartition("/")[2].replace("_", " "))
-    ax.grid(alpha=0.3)
-    if len(ax.lines) > 1:
-        ax.legend(fontsize=8)
 
 
 class Curves(Callback):
@@ -186,13 +176,12 @@ class Curves(Callback):
         self.metrics, self.path = Path(metrics), Path(path)
 
     @rank_zero_only
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         """Flush the loggers, then draw."""
         for logger in trainer.loggers:
             logger.save()
-        if self.metrics.is_file():
-            figure = draw_curves(self.metrics)
-            if figure is not None:
-                content = io.BytesIO()
-                figure.savefig(content, format="png")
-                write_or_warn(self.path, content.getvalue())
+        figure = draw_curves(self.metrics) if self.metrics.is_file() else None
+        if figure is not None:
+            content = io.BytesIO()
+            figure.savefig(content, format="png")
+            write_or_warn(self.path, content.getvalue())

@@ -133,8 +133,8 @@ class PhaseTimer(Callback):
     """
 
     def __init__(self) -> None:
-        self.seconds = {"synthesis": 0.0, "distillation": 0.0, "training": 0.0}
-        self.images = {"synthesis": 0, "distillation": 0, "training": 0}
+        self.seconds = dict.fromkeys(("synthesis", "distillation", "training"), 0.0)
+        self.images = dict.fromkeys(self.seconds, 0)
         self._phase: str | None = None
         self._since = 0.0
 
@@ -158,9 +158,7 @@ class PhaseTimer(Callback):
         }
         checkpoint["phases"] = {"seconds": dict(self.seconds), "images": images}
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         """Continue the counts."""
         saved = checkpoint.get("phases")
         if saved is None:  # saved without this callback
@@ -169,16 +167,14 @@ class PhaseTimer(Callback):
         if trainer.is_global_zero:  # in the end the ranks are added up
             self.images = {phase: int(count) for phase, count in saved["images"].items()}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         """Start the clock, also where a run is resumed in the middle of an epoch."""
-        self._since = time.perf_counter()
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
         self._phase, self._since = None, time.perf_counter()
 
+    on_train_epoch_start = on_train_start  # type: ignore[assignment]
+
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any
     ) -> None:
         """Count the images of this item, and stop the clock of the phase before if it changes."""
         if isinstance(batch, SynthesisRound):

@@ -17,8 +17,6 @@ from nayer_pl.app.config_store import public_targets, signature_config
 CONF = Path(__file__).resolve().parents[2] / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("[!_]*.yaml"))
 DATA = sorted(path.stem for path in (CONF / "data").glob("[!_]*.yaml"))
-# Groups that are not built from signatures.
-LATER = {"teacher", "student", "student_loss"}
 
 
 def method(
@@ -100,13 +98,12 @@ def test_conf__every_option_is_printed(config, choices):
             assert set(signature_config(node._target_)) <= set(node), key
 
 
-@pytest.mark.parametrize(
-    "file", [p for p in sorted(CONF.rglob("*.yaml")) if p.parent.name not in LATER], ids=str
-)
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_conf__no_default_is_repeated(file):
     raw = yaml.safe_load(file.read_text()) or {}
+    public = public_targets()
     signatures = {
-        key.partition("@")[2]: public_targets()[name]
+        key.partition("@")[2]: public[name]
         for entry in raw.get("defaults", [])
         if isinstance(entry, dict)
         for key, name in entry.items()
