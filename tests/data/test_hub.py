@@ -250,7 +250,7 @@ def test_load__downloaded_before(tmp_path, whole):
     np.testing.assert_array_equal(images.numpy(), pixels(3).transpose(0, 3, 1, 2))
     assert labels.tolist() == [1, 2, 3]
     assert source.class_names() == list("abcdefgh")
-    with pytest.raises(InputError, match="someone/SomeSet|no split train"):
+    with pytest.raises(InputError, match=r"someone/SomeSet|no split train"):
         source.load("train")
 
 
