@@ -87,7 +87,9 @@ NAIVE = [
 every_loss = pytest.mark.parametrize("loss", [loss for loss, _ in NAIVE], ids=repr)
 
 
-@pytest.mark.parametrize(("loss", "naive"), NAIVE, ids=repr)
+@pytest.mark.parametrize(
+    ("loss", "naive"), NAIVE, ids=lambda each: getattr(each, "__name__", repr(each))
+)
 @pytest.mark.parametrize(("batch", "classes"), [(2, 3), (7, 5), (20, 10)])
 def test_naive_reference(loss, naive, batch, classes):
     student, teacher, labels = sample(batch, classes)
