@@ -20,7 +20,7 @@ from published import PngBank
 from side_by_side import SideBySide, seconds
 
 from nayer_pl import Plan
-from nayer_pl.bank.epoch import round_targets
+from nayer_pl.bank.plan import round_targets
 
 
 class EachEpoch(Callback):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nayer_pl.app.summary import environment_info
+from nayer_pl.app.output import environment_info
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -35,7 +35,7 @@ from measuring import machine
 from torch.nn.parallel import DistributedDataParallel
 
 from nayer_pl import NAYER, Classifier, Plan, RandomCropFlip, SyntheticDataModule, networks
-from nayer_pl.app.console import quiet_lightning
+from nayer_pl.app.output import quiet_lightning
 from nayer_pl.bank import SynthesisRound
 
 IMAGE_SHAPE, CLASSES, TEXT, GENERATOR_STEPS = (3, 32, 32), 10, 512, 2

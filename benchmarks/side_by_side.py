@@ -21,7 +21,7 @@ from nayer_pl import (
     SyntheticDataModule,
     build_classifier,
 )
-from nayer_pl.app.console import quiet_lightning
+from nayer_pl.app.output import quiet_lightning
 from nayer_pl.bank.plan import DistillationBatch, SynthesisRound
 from nayer_pl.runtime.numerics import fastest_precision
 from nayer_pl.synthesis.generators import UpsampledConv

@@ -12,7 +12,7 @@ from nayer_pl import InputError
 from nayer_pl.app.config_store import log_recipe
 from nayer_pl.app.instantiate import build
 from nayer_pl.bank import DistillationBatch, MemoryBank
-from nayer_pl.bank.epoch import EpochPlan
+from nayer_pl.bank.plan import EpochPlan
 
 RECIPES = Path(__file__).resolve().parents[2] / "conf" / "recipe"
 DATA = "cifar10", "cifar100", "digits", "fashion_mnist"

@@ -165,7 +165,7 @@ def test_train__resume_after_export(config, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("nayer_pl.app.summary.write_durably", full)
+        patch.setattr("nayer_pl.app.output.write_durably", full)
         with pytest.raises(InputError, match=r"summary.json' cannot be written \(No space.*resume"):
             train(cfg)
     before = load_file("teacher.safetensors")

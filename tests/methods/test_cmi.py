@@ -6,7 +6,7 @@ import torch
 
 from nayer_pl import CMI, FrozenTeacher, RandomCropFlip, RandomResizedPart
 from nayer_pl.losses.functional import contrastive_loss
-from nayer_pl.networks.features import TeacherFeatures
+from nayer_pl.networks.teacher import TeacherFeatures
 
 SHAPE = (1, 8, 8)
 

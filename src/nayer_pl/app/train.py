@@ -10,12 +10,17 @@ from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from nayer_pl.app.config_store import log_recipe
-from nayer_pl.app.console import ignore_write_errors, open_loggers, quiet_lightning
 from nayer_pl.app.instantiate import build
+from nayer_pl.app.output import (
+    environment_info,
+    ignore_write_errors,
+    open_loggers,
+    publish_summary,
+    quiet_lightning,
+)
 from nayer_pl.app.resume import load_summary, log_resume_hint, open_run
 from nayer_pl.app.run_dir import check_export, check_options, remove_if_empty
 from nayer_pl.app.signals import Terminated, raise_if_incomplete, sigterm_received
-from nayer_pl.app.summary import environment_info, publish_summary
 from nayer_pl.callbacks.progress import PhaseTimer
 from nayer_pl.errors import NayerError
 

@@ -13,10 +13,16 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from nayer_pl.bank.bank import HoldoutLoader, MemoryBank, read_bank
-from nayer_pl.bank.epoch import EpochPlan
 from nayer_pl.bank.files import BankFiles
 from nayer_pl.bank.placement import BankOptions, allocate
-from nayer_pl.bank.plan import DistillationBatch, Plan, RankShard, SynthesisRound, WorkItem
+from nayer_pl.bank.plan import (
+    DistillationBatch,
+    EpochPlan,
+    Plan,
+    RankShard,
+    SynthesisRound,
+    WorkItem,
+)
 from nayer_pl.data.batches import Batches, Images, ImageSource, open_split, pinned_for
 from nayer_pl.errors import InputError
 from nayer_pl.runtime import distributed

@@ -1,11 +1,14 @@
-"""The plan of a run: how many rounds and distillation batches, and each rank's part of them."""
+"""The plan of a run and of each epoch: rounds, distillation batches, and each rank's part."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from nayer_pl.bank.bank import MemoryBank
 from nayer_pl.errors import InputError
 from nayer_pl.runtime.distributed import check_batch_size
 from nayer_pl.runtime.options import check_fields
@@ -49,8 +52,7 @@ class Plan:
         kd_steps: distillation batches in each distillation epoch.
         round_size: images made in one round.
         batch_size: images in a distillation batch.
-        allow_partial_classes: allow rounds of fewer images than there are classes; each then
-            holds a random part of the classes.
+        allow_partial_classes: allow rounds of fewer images than classes, a random part of them.
         interleaved: spread the rounds of a distillation epoch evenly among its batches.
 
     Raises:
@@ -80,10 +82,7 @@ class Plan:
             raise InputError("Warm-up epochs without rounds: set warmup_epochs=0 instead.")
 
     def check_run(self, max_epochs: int, round_limit: int | None = None) -> None:
-        """Raise an InputError unless a trainer of so many epochs can follow this plan.
-
-        `round_limit` is the most images in a round of its method; None for no limit.
-        """
+        """Raise an InputError unless a trainer and a method with these limits can follow it."""
         if not 0 < max_epochs <= self.max_epochs:
             raise InputError(
                 f"max_epochs must be from 1 to the plan's {self.max_epochs}, as in "
@@ -123,8 +122,8 @@ class Plan:
 class RankShard:
     """One rank's part of a plan: every `world_size`-th round and a slice of every batch.
 
-    The ranks take turns with the rounds of the whole run, so their banks fill alike and the student
-    sees as many images as on one rank. Of an interleaved plan each has a slice of every round.
+    The ranks take turns, so their banks fill alike and the student sees as many images as on one.
+    Of an interleaved plan each has a slice of every round.
     """
 
     rank: int = 0
@@ -146,10 +145,7 @@ class RankShard:
         return self.rounds(0, rounds) * size
 
     def check(self, plan: Plan, banked: int = 0) -> None:
-        """Raise an InputError if the plan cannot be split among the ranks.
-
-        `banked` is the number of images that all their banks together start with.
-        """
+        """Raise an InputError if ranks with so many banked images cannot split the plan."""
         ranks = self.world_size
         check_batch_size(plan.batch_size, ranks)
         first = plan.rounds_before(plan.warmup_epochs) + plan.rounds_per_epoch
@@ -164,3 +160,89 @@ class RankShard:
                 f"{ranks} processes, and a process without images cannot distill; use a longer "
                 "warm-up (warmup_epochs, warmup_rounds) or fewer devices."
             )
+
+
+@dataclass(eq=False)
+class EpochPlan:
+    """The rounds and batches of one epoch, in order; each is made when the trainer asks for it.
+
+    All ranks have equally many items, because the trainer waits for all of them after each: where
+    the rounds do not divide, some ranks get a round without targets.
+
+    The state counts what all ranks together have done of the epoch, so that a run can resume in the
+    middle of it with another number of ranks.
+    """
+
+    plan: Plan
+    epoch: int
+    num_classes: int
+    bank: MemoryBank
+    shard: RankShard = field(default_factory=RankShard)
+    label_rng: torch.Generator | None = None  # of the targets, on the CPU
+    rng: torch.Generator | None = None  # of the samples and their augmentation, where the bank is
+    augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        plan, epoch = self.plan, self.epoch
+        self.warm_up = plan.is_warm_up(epoch)
+        self.rounds, self.rounds_before = plan.rounds_in(epoch), plan.rounds_before(epoch)
+        self.kd_steps = 0 if self.warm_up else plan.kd_steps
+        # Rounds in an item: one of every rank, or a single one that all ranks split.
+        self.at_once = 1 if plan.interleaved else self.shard.world_size
+        self._start = self._done = {"rounds": 0, "steps": 0}
+
+    def __len__(self) -> int:
+        return self._items(self.rounds, self.kd_steps)
+
+    def __iter__(self) -> Iterator[WorkItem]:
+        self._done = done = dict(self._start)
+        batch_size = self.plan.batch_size // self.shard.world_size
+        while done["rounds"] < self.rounds or done["steps"] < self.kd_steps:
+            if self._is_round_next(**done):
+                made = min(self.at_once, self.rounds - done["rounds"])
+                targets = self._targets(self.rounds_before + done["rounds"], made)
+                done["rounds"] += made
+                yield SynthesisRound(targets, self.warm_up)
+            else:
+                images, labels = self.bank.sample(batch_size, self.rng, self.augmentation)
+                done["steps"] += 1
+                yield DistillationBatch(images, labels)
+
+    def _is_round_next(self, rounds: int, steps: int) -> bool:
+        if rounds == self.rounds or not self.plan.interleaved:
+            return rounds < self.rounds
+        return steps * self.rounds >= self.kd_steps * rounds
+
+    def _targets(self, first: int, count: int) -> Tensor:
+        """This rank's target labels in `count` rounds from `first` on."""
+        if not self.plan.interleaved and not self.shard.rounds(first, count):
+            return torch.empty(0, dtype=torch.int64)
+        targets = round_targets(self.num_classes, self.plan.round_size, self.label_rng)
+        return targets[self.shard.slice(len(targets))] if self.plan.interleaved else targets
+
+    def _items(self, rounds: int, steps: int) -> int:
+        return -(-rounds // self.at_once) + steps
+
+    def state_dict(self) -> dict[str, int]:
+        """How many rounds and distillation steps of the epoch were handed out."""
+        return dict(self._done)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin after what is done already."""
+        self._start = self._done = state
+
+    def position(self) -> int:
+        """The number of items that come before the next one."""
+        left = self.rounds - self._done["rounds"], self.kd_steps - self._done["steps"]
+        return len(self) - self._items(*left)
+
+
+def round_targets(num_classes: int, round_size: int, rng: torch.Generator | None = None) -> Tensor:
+    """Target labels of one round, int64 [round_size]: full sets of all classes, each shuffled.
+
+    The last set is cut if it does not fit, so every class appears floor(round_size / num_classes)
+    times, and a random part of them once more.
+    """
+    sets = -(-round_size // num_classes)
+    order = torch.rand(sets, num_classes, generator=rng).argsort(dim=1)
+    return order.flatten()[:round_size]

@@ -21,8 +21,7 @@ from nayer_pl.losses.distillation import KLDivergence
 from nayer_pl.losses.functional import contrastive_loss
 from nayer_pl.losses.inversion import InversionLoss
 from nayer_pl.networks.classifier import Classifier
-from nayer_pl.networks.features import Layers, TeacherFeatures
-from nayer_pl.networks.teacher import FrozenTeacher
+from nayer_pl.networks.teacher import FrozenTeacher, Layers, TeacherFeatures
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.augmentation import RandomResizedPart, Share
 from nayer_pl.synthesis.generators import Generator, dcgan_reset_

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from nayer_pl import MemoryBank, Plan
 from nayer_pl.bank import DistillationBatch, SynthesisRound
-from nayer_pl.bank.epoch import EpochPlan, round_targets
-from nayer_pl.bank.plan import RankShard
+from nayer_pl.bank.plan import EpochPlan, RankShard, round_targets
 
 CLASSES, SHAPE = 3, (1, 1, 1)
 RANKS, EITHER = st.integers(1, 5), st.booleans()
