@@ -70,10 +70,10 @@ def test_exchange__python():
     names: dict = {**networks, "label_text": torch.eye(10)}
     exec(PYTHON[0], names)
     method = names["method"]
-    optimizer = method.make_optimizer(method.student.parameters())
+    optimizer = method.updater.optimizer(method.student.parameters())
     assert isinstance(optimizer, torch.optim.Adam)
-    assert list(method.make_scheduler(optimizer, 10).milestones) == [4, 8]
-    assert method.student_loss == DecoupledKD(beta=2.0)
+    assert list(method.updater.scheduler(optimizer, 10).milestones) == [4, 8]
+    assert method.updater.loss == DecoupledKD(beta=2.0)
 
 
 def test_method__page_test(folder, fit, monkeypatch):

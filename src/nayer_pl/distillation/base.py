@@ -6,13 +6,11 @@ from typing import Any
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from nayer_pl.distillation import reporting
 from nayer_pl.distillation.evaluator import Evaluator
-from nayer_pl.distillation.guards import NonFiniteGuard
 from nayer_pl.distillation.rank_state import RankState
-from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, check_optimizer
+from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, StudentUpdater
 from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence, StudentLoss
 from nayer_pl.networks.classifier import Classifier
@@ -58,15 +56,12 @@ class TeacherStudentModule(LightningModule):
     ) -> None:
         super().__init__()
         check_no_shared_weights(teacher.classifier, student)
-        check_optimizer(optimizer)
         if not student.has_normalization:
             student.copy_normalization(teacher.classifier)
         self.strict_loading = False  # checkpoints leave the teacher out
         self.teacher, self.student = teacher, student
-        self.student_loss = student_loss
-        self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.running_loss = MeanMetric(nan_strategy="disable")  # NaN must show
-        self.guard, self.evaluator, self.rank_state = NonFiniteGuard(), Evaluator(), RankState(self)
+        self.updater = StudentUpdater(student_loss, optimizer, scheduler)
+        self.evaluator, self.rank_state = Evaluator(), RankState(self)
         self.check_teacher = check_teacher
 
     def prepare_networks(self, image_shape: Sequence[int], num_classes: int) -> None:
@@ -106,7 +101,7 @@ class TeacherStudentModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the student and what each rank has to itself; nothing after a step that failed."""
-        self.guard.check()
+        self.updater.guard.check()
         self.rank_state.save(checkpoint)
         state = checkpoint["state_dict"]
         for key in [key for key in state if not key.startswith("student.")]:

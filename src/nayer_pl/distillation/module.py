@@ -16,7 +16,7 @@ from nayer_pl.bank.plan import DistillationBatch, SynthesisRound, WorkItem
 from nayer_pl.distillation import guards, reporting
 from nayer_pl.distillation.base import TeacherStudentModule
 from nayer_pl.distillation.rank_state import DistillationState
-from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, build_scheduler
+from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD
 from nayer_pl.errors import DivergenceError, InputError
 from nayer_pl.losses.distillation import KLDivergence, StudentLoss
 from nayer_pl.networks.classifier import Classifier
@@ -162,12 +162,10 @@ class DataFreeDistillation(TeacherStudentModule):
         optimizer.zero_grad()
         self.manual_backward(loss)
         update = self.student_updates + 1
-        if not guards.scales_losses(self):
-            norm = guards.gradient_norm(self.student.parameters())
-            self.guard.before_step(optimizer.optimizer, loss.detach(), norm, update)
+        self.updater.check_step(self, optimizer.optimizer, self.student, loss.detach(), update)
         optimizer.step()
         self.student_updates = update
-        self.running_loss.update(loss.detach())
+        self.updater.mean_loss.update(loss.detach())
         # Reading a loss waits for the device, so it is read where it is logged anyway.
         if reporting.should_log(self.trainer, update):
             reporting.log_student_loss(self)
@@ -180,7 +178,7 @@ class DataFreeDistillation(TeacherStudentModule):
         with torch.no_grad():
             teacher_logits = self.teacher(images)
         labels = teacher_logits.argmax(1) if labels is None else labels
-        return self.student_loss(self.student(images), teacher_logits, labels)
+        return self.updater.loss(self.student(images), teacher_logits, labels)
 
     # Lightning
 
@@ -201,8 +199,7 @@ class DataFreeDistillation(TeacherStudentModule):
         """The student's with its schedule over distillation epochs; then the synthesizer's."""
         assert self.trainer.max_epochs is not None
         epochs = max(1, self.trainer.max_epochs - self.datamodule.plan.warmup_epochs)
-        optimizer = self.make_optimizer(self.student.parameters())
-        scheduler = build_scheduler(self.make_scheduler, optimizer, epochs)
+        optimizer, scheduler = self.updater.configure(self.student, epochs)
         return [optimizer, *self.synthesizer.configure_optimizers()], [scheduler]
 
     def on_fit_start(self) -> None:

@@ -37,8 +37,10 @@ class RankState:
 
     Example:
         >>> from lightning import LightningModule
+        >>> from torch import nn
+        >>> from nayer_pl.distillation.student import COSINE, MOMENTUM_SGD, StudentUpdater
         >>> class Method(LightningModule):
-        ...     running_loss = MeanMetric()
+        ...     updater = StudentUpdater(nn.MSELoss(), MOMENTUM_SGD, COSINE)
         ...     def run_identity(self):
         ...         return {"method": "Method"}
         >>> checkpoint = {}
@@ -58,12 +60,12 @@ class RankState:
 
     def own(self) -> dict[str, Any]:
         """What this rank does not share with the others; tensors and plain values."""
-        return {"loss": self.module.running_loss.metric_state}
+        return {"loss": self.module.updater.mean_loss.metric_state}
 
     def load_own(self, states: Sequence[dict[str, Any]], rank: int) -> None:
         """Restore from what `own` returned on every rank of then; there may be others now."""
         mine = states[rank :: self.module.trainer.world_size]
-        load_mean(self.module.running_loss, [state["loss"] for state in mine])
+        load_mean(self.module.updater.mean_loss, [state["loss"] for state in mine])
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know of; called on all ranks."""
@@ -193,7 +195,7 @@ class DistillationState(RankState):
             "synthesis_steps": module.synthesis_steps,
             "rng": module.synthesizer.rng.get_state(),
             "optimizers": [each.state_dict() for each in module.trainer.optimizers[1:]],
-            "kd_loss": module.running_loss.metric_state,
+            "kd_loss": module.updater.mean_loss.metric_state,
             "synthesis_loss": module.synthesis_loss.metric_state,
         }
 
@@ -207,7 +209,7 @@ class DistillationState(RankState):
         mine = states[rank :: module.trainer.world_size]  # none if there are more ranks than before
         module.rounds = sum(state["rounds"] for state in mine)
         module.synthesis_steps = sum(state["synthesis_steps"] for state in mine)
-        load_mean(module.running_loss, [state["kd_loss"] for state in mine])
+        load_mean(module.updater.mean_loss, [state["kd_loss"] for state in mine])
         load_mean(module.synthesis_loss, [state["synthesis_loss"] for state in mine])
 
     def save(self, checkpoint: dict[str, Any]) -> None:

@@ -39,11 +39,9 @@ def log_student_loss(module: Any) -> None:
     Raises:
         DivergenceError: It is not finite.
     """
-    if not module.running_loss.update_count:
+    loss = module.updater.take_mean()
+    if loss is None:
         return
-    loss = float(module.running_loss.compute())
-    module.running_loss.reset()
-    module.guard.check()
     if not math.isfinite(loss):
         raise DivergenceError(
             f"The distillation loss became {loss} before student update {module.student_updates} "

@@ -1,4 +1,4 @@
-"""The optimizer of what learns, and schedules of its learning rate that know how long a run is."""
+"""What learns: its loss, its optimizer, and schedules that know how long a run is."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -7,11 +7,14 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Le
+from lightning import LightningModule
 from pydantic import PositiveFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torchmetrics import MeanMetric
 
+from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm, scales_losses
 from nayer_pl.errors import InputError
 from nayer_pl.runtime.options import checked
 
@@ -19,22 +22,77 @@ MOMENTUM_SGD = partial(SGD, lr=0.2, momentum=0.9, weight_decay=1e-4, fused=True)
 COSINE = partial(CosineAnnealingLR, eta_min=2e-4)
 
 
-def check_optimizer(optimizer: Callable[..., Any]) -> None:
-    """Raise an InputError if `optimizer`, a partial of one of torch's classes, cannot be built."""
-    try:
-        optimizer([nn.Parameter(torch.zeros(1))])
-    except Exception as error:  # torch's own, about any of its options
-        reason = str(error).rstrip(".")
-        raise InputError(f"The optimizer cannot be built: {reason}.") from error
+class StudentUpdater(nn.Module):
+    """The student's loss, optimizer and schedule; its mean loss, and the guard of its steps.
+
+    Args:
+        loss: (student logits, teacher logits, labels) -> scalar that the student minimizes.
+        optimizer: Parameters -> optimizer; a partial of one of torch's classes.
+        scheduler: Optimizer -> learning-rate schedule; likewise. Its length is filled in.
+        guard: Stops the run at a loss or gradient that is not finite; its words fit the run.
+
+    Raises:
+        InputError: The optimizer cannot be built.
+
+    Example:
+        >>> updater = StudentUpdater(nn.MSELoss(), MOMENTUM_SGD, COSINE)
+        >>> optimizer, scheduler = updater.configure(nn.Linear(4, 2), length=100)
+        >>> scheduler.T_max
+        100
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        optimizer: Callable[..., Any],
+        scheduler: Callable[..., Any],
+        guard: NonFiniteGuard | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss, self.optimizer, self.scheduler = loss, optimizer, scheduler
+        self.mean_loss = MeanMetric(nan_strategy="disable")  # NaN must show
+        self.guard = guard or NonFiniteGuard()
+        try:
+            optimizer([nn.Parameter(torch.zeros(1))])
+        except Exception as error:  # torch's own, about any of its options
+            reason = str(error).rstrip(".")
+            raise InputError(f"The optimizer cannot be built: {reason}.") from error
+
+    def configure(self, student: nn.Module, length: int) -> tuple[Optimizer, Any]:
+        """The optimizer, and its schedule of so many steps."""
+        optimizer = self.optimizer(student.parameters())
+        return optimizer, build_scheduler(self.scheduler, optimizer, length)
+
+    def check_step(
+        self,
+        module: LightningModule,
+        optimizer: Optimizer,
+        student: nn.Module,
+        loss: Tensor,
+        update: int,
+    ) -> None:
+        """Let the guard see the step that is about to be made, unless the gradient scaler looks."""
+        if not scales_losses(module):
+            norm = gradient_norm(student.parameters())
+            self.guard.before_step(optimizer, loss, norm, update)
+
+    def take_mean(self) -> float | None:
+        """The mean loss since the last call, which waits for the device; None if there was none."""
+        if not self.mean_loss.update_count:
+            return None
+        loss = float(self.mean_loss.compute())
+        self.mean_loss.reset()
+        self.guard.check()
+        return loss
 
 
 LENGTHS = ("T_max", "total_iters", "total_steps", "epochs")  # names of the number of steps
 
 
 def build_scheduler(
-    scheduler: Callable[..., LRScheduler], optimizer: Optimizer, epochs: int
+    scheduler: Callable[..., LRScheduler], optimizer: Optimizer, length: int
 ) -> LRScheduler:
-    """Build a scheduler that steps once per distillation epoch and spans all of them.
+    """Build a scheduler that spans so many steps: epochs of distillation, or batches.
 
     It is one of torch's classes or any function like them; a partial with all of its options but
     the optimizer and the length. If its signature has none of `LENGTHS` (StepLR, ExponentialLR), or
@@ -44,14 +102,14 @@ def build_scheduler(
         >>> from functools import partial
         >>> sgd = torch.optim.SGD([torch.zeros(1)], lr=0.2)
         >>> cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, eta_min=1e-4)
-        >>> build_scheduler(cosine, sgd, epochs=200).T_max
+        >>> build_scheduler(cosine, sgd, length=200).T_max
         200
     """
     bound = getattr(scheduler, "keywords", {})
     names = [name for name in LENGTHS if name in inspect.signature(scheduler).parameters]
     if not names or any(name in bound for name in LENGTHS):
         return scheduler(optimizer)
-    return scheduler(optimizer, **{names[0]: epochs})
+    return scheduler(optimizer, **{names[0]: length})
 
 
 @checked

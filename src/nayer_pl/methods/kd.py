@@ -13,11 +13,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from nayer_pl.data.datamodule import RealDataModule
 from nayer_pl.distillation.base import TeacherStudentModule
-from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm, scales_losses
+from nayer_pl.distillation.guards import NonFiniteGuard
 from nayer_pl.distillation.reporting import count_parameters, validation_metrics
 from nayer_pl.errors import InputError
 from nayer_pl.losses.distillation import KLDivergence
-from nayer_pl.methods.supervised import NESTEROV_SGD, with_step_schedule
+from nayer_pl.methods.supervised import NESTEROV_SGD, schedule_steps
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.registry import described
 from nayer_pl.networks.teacher import FrozenTeacher
@@ -46,7 +46,7 @@ class KnowledgeDistillation(TeacherStudentModule):
         >>> from nayer_pl.networks import create_model
         >>> teacher = Classifier(create_model("wrn16_2", num_classes=3), mean=[0.5], std=[0.2])
         >>> student = Classifier(create_model("wrn16_1", num_classes=3))
-        >>> KnowledgeDistillation(teacher, student, (3, 32, 32)).student_loss.temperature
+        >>> KnowledgeDistillation(teacher, student, (3, 32, 32)).updater.loss.temperature
         20.0
     """
 
@@ -64,7 +64,7 @@ class KnowledgeDistillation(TeacherStudentModule):
         frozen_teacher = FrozenTeacher(teacher)
         super().__init__(frozen_teacher, student, student_loss, optimizer, scheduler, check_teacher)
         self.image_shape = tuple(image_shape)
-        self.guard = NonFiniteGuard("training loss", "step")
+        self.updater.guard = NonFiniteGuard("training loss", "step")
         self._loss = torch.zeros(())
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
@@ -72,23 +72,21 @@ class KnowledgeDistillation(TeacherStudentModule):
         images, labels = batch
         with torch.no_grad():
             teacher_logits = self.teacher(images)
-        loss = self.student_loss(self.student(images), teacher_logits, labels)
+        loss = self.updater.loss(self.student(images), teacher_logits, labels)
         self._loss = loss.detach()
-        self.running_loss.update(self._loss)
+        self.updater.mean_loss.update(self._loss)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keep a loss or gradient that is not finite away from the student."""
-        if not scales_losses(self):  # the gradient scaler looks itself
-            norm, step = gradient_norm(self.student.parameters()), self.trainer.global_step + 1
-            self.guard.before_step(optimizer, self._loss, norm, step)
+        step = self.trainer.global_step + 1
+        self.updater.check_step(self, optimizer, self.student, self._loss, step)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss."""
-        loss = float(self.running_loss.compute())
-        self.running_loss.reset()
-        self.guard.check()
-        self.log("train/loss", loss, prog_bar=True)
+        loss = self.updater.take_mean()
+        if loss is not None:
+            self.log("train/loss", loss, prog_bar=True)
 
     # Lightning
 
@@ -98,8 +96,7 @@ class KnowledgeDistillation(TeacherStudentModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule that is stepped after every batch."""
-        optimizer = self.make_optimizer(self.student.parameters())
-        return with_step_schedule(self, optimizer, self.make_scheduler, self.rank_state.resumed)
+        return schedule_steps(self, self.updater, self.student)
 
     def on_fit_start(self) -> None:
         """Check that the parts fit, and ask the teacher about the evaluation images, once."""

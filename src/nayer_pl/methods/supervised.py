@@ -9,17 +9,16 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from nayer_pl.data.datamodule import RealDataModule
-from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm, scales_losses
+from nayer_pl.distillation.guards import NonFiniteGuard
 from nayer_pl.distillation.rank_state import RankState
 from nayer_pl.distillation.reporting import count_parameters, validation_metrics
-from nayer_pl.distillation.student import build_scheduler, check_optimizer
+from nayer_pl.distillation.student import StudentUpdater
 from nayer_pl.errors import InputError
 from nayer_pl.networks.classifier import Classifier
 from nayer_pl.networks.registry import described
@@ -57,34 +56,32 @@ class Supervised(LightningModule):
         scheduler: Callable[..., Any] = CosineAnnealingLR,
     ) -> None:
         super().__init__()
-        check_optimizer(optimizer)
         self.network, self.label_smoothing = network, label_smoothing
-        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        loss = partial(F.cross_entropy, label_smoothing=label_smoothing)
+        guard = NonFiniteGuard("training loss", "step")
+        self.updater = StudentUpdater(loss, optimizer, scheduler, guard)
         self.accuracy = MulticlassAccuracy(average="micro", validate_args=False)
-        self.train_loss = MeanMetric(nan_strategy="disable")  # NaN must show
-        self.guard, self.rank_state = NonFiniteGuard("training loss", "step"), RankState(self)
+        self.rank_state = RankState(self)
         self._loss = torch.zeros(())
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """The loss on images [B, C, H, W] in [0, 1] and labels [B]."""
         images, labels = batch
-        loss = F.cross_entropy(self.network(images), labels, label_smoothing=self.label_smoothing)
+        loss = self.updater.loss(self.network(images), labels)
         self._loss = loss.detach()
-        self.train_loss.update(self._loss)
+        self.updater.mean_loss.update(self._loss)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keep a loss or gradient that is not finite away from the network."""
-        if not scales_losses(self):  # the gradient scaler looks itself
-            norm = gradient_norm(self.network.parameters())
-            self.guard.before_step(optimizer, self._loss, norm, self.trainer.global_step + 1)
+        step = self.trainer.global_step + 1
+        self.updater.check_step(self, optimizer, self.network, self._loss, step)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss."""
-        loss = float(self.train_loss.compute())
-        self.train_loss.reset()
-        self.guard.check()
-        self.log("train/loss", loss, prog_bar=True)
+        loss = self.updater.take_mean()
+        if loss is not None:
+            self.log("train/loss", loss, prog_bar=True)
 
     def on_validation_start(self) -> None:
         """Evaluate the network that all ranks have in common, which is the one that is exported."""
@@ -125,12 +122,11 @@ class Supervised(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule that is stepped after every batch."""
-        optimizer = self.make_optimizer(self.network.parameters())
-        return with_step_schedule(self, optimizer, self.make_scheduler, self.rank_state.resumed)
+        return schedule_steps(self, self.updater, self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what each rank has to itself; nothing after a step that was not finite."""
-        self.guard.check()
+        self.updater.guard.check()
         self.rank_state.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -147,11 +143,6 @@ class Supervised(LightningModule):
         """What a checkpoint must have in common with this run."""
         return {"method": type(self).__name__, "network": described(self.network)}
 
-    @property
-    def running_loss(self) -> MeanMetric:
-        """The mean loss so far in this epoch; `RankState` saves it."""
-        return self.train_loss
-
     def results(self) -> dict[str, Any]:
         """What the run reached, for its summary."""
         found = validation_metrics(self.trainer, "accuracy")
@@ -163,17 +154,16 @@ class Supervised(LightningModule):
         return self.network
 
 
-def with_step_schedule(
-    module: LightningModule, optimizer: Optimizer, scheduler: Callable[..., Any], resumed: bool
-) -> Any:
+def schedule_steps(module: Any, updater: StudentUpdater, network: nn.Module) -> Any:
     """What `configure_optimizers` returns for a schedule over all steps of a run.
 
     Raises:
         InputError: The run has no end.
     """
     # Estimating opens the first epoch's batches for good; a saved schedule knows its length.
+    resumed = module.rank_state.resumed
     steps = 1 if resumed else module.trainer.estimated_stepping_batches
     if steps == math.inf:
         raise InputError("max_epochs must be a number of epochs, not without an end.")
-    schedule = build_scheduler(scheduler, optimizer, int(steps))
+    optimizer, schedule = updater.configure(network, int(steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -140,7 +140,7 @@ class ZSKT(DataFreeDistillation):
             for teacher, student in self.pairs
         ]
         labels = teacher_logits.argmax(1) if labels is None else labels
-        loss = self.student_loss(logits, teacher_logits, labels)
+        loss = self.updater.loss(logits, teacher_logits, labels)
         return loss + self.beta * torch.stack(differences).sum()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
