@@ -36,11 +36,6 @@ def build_teacher(config):
     return lambda *options: build(config(*options).teacher)
 
 
-@pytest.fixture
-def build_student(config):
-    return lambda *options: build(config(*options).student)
-
-
 # A module of the user's
 
 PACKAGE = """
@@ -91,12 +86,18 @@ def test_custom__teacher(build_teacher, my_nets):
         build_teacher(*CUSTOM, "teacher.weights=w.pth")
 
 
-def test_custom__arguments_travel_with_the_weights(build_student, my_nets, tmp_path):
-    student = build_student(
-        "student=custom", "student.architecture._target_=my_nets.build_net",
+def test_custom__student(config, my_nets, tmp_path):
+    """It starts from a file; its arguments travel with its weights."""
+    mine = my_nets.build_net(3, (5, 6))
+    torch.save({"net": mine.state_dict()}, "start.pth")
+    chosen = config(
+        "student=custom", "student.weights=start.pth",
+        "student.architecture._target_=my_nets.build_net",
         "+student.architecture.num_classes=3", "+student.architecture.widths=[5,6]",
     )  # fmt: skip
-    assert str(student.network) == str(my_nets.build_net(3, (5, 6)))
+    student = build(chosen.student)
+    assert all(p.requires_grad for p in student.parameters())
+    torch.testing.assert_close(student.eval().network(GRAY), mine.eval()(GRAY))
     save_classifier(tmp_path / "s.safetensors", student)
     with pytest.raises(InputError, match=r"my_nets\.build_net.*architecture=\{"):
         load_classifier(tmp_path / "s.safetensors")
@@ -105,15 +106,6 @@ def test_custom__arguments_travel_with_the_weights(build_student, my_nets, tmp_p
     assert facts["classifier"]["architecture"] == typed
     student.copy_normalization(loaded)
     assert torch.equal(loaded(GRAY), student.eval()(GRAY))
-
-
-def test_custom__student_starts_from_a_file(build_student, my_nets):
-    mine = my_nets.build_net()
-    torch.save({"net": mine.state_dict()}, "start.pth")
-    target = "student.architecture._target_=my_nets.build_net"
-    student = build_student("student=custom", target, "student.weights=start.pth")
-    torch.testing.assert_close(student.eval().network(GRAY), mine.eval()(GRAY))
-    assert all(p.requires_grad for p in student.parameters())
 
 
 # timm and torchvision
@@ -376,10 +368,12 @@ def test_transformers__image_processor(hub, processor, factor):
 
 @pytest.mark.parametrize("processor", [None, {"do_normalize": True}])
 def test_transformers__unknown_normalization(hub, processor):
-    network = hub.put(processor)
+    """And weights of half precision."""
+    network = hub.put(processor, ResNetForImageClassification(tiny()).half())
     with pytest.raises(InputError, match="mean="):
         hub.load()
-    torch.testing.assert_close(hub.load(None, [0.5], [0.25])(IMAGES), network(OWN_IMAGES).logits)
+    logits = hub.load(None, [0.5], [0.25])(IMAGES)
+    torch.testing.assert_close(logits, network.float()(OWN_IMAGES).logits)
 
 
 @pytest.mark.parametrize(
@@ -396,11 +390,6 @@ def test_transformers__refused(hub, processor, network, message):
     hub.put(processor, network and network())
     with pytest.raises(InputError, match=message):
         hub.load()
-
-
-def test_transformers__half_precision_weights(hub):
-    hub.put(network=ResNetForImageClassification(tiny()).half())
-    assert hub.load()(IMAGES).dtype == torch.float32
 
 
 def test_transformers__published_weight_file(build_teacher, hub):
