@@ -3,12 +3,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import LightningModule
-from PIL import Image
 from torch import nn
 
 from nayer_pl import InputError, RealDataModule
-from nayer_pl.data import ImageSet, ImageStream
-from nayer_pl.data.decoding import Decoder
+from nayer_pl.data import ImageSet
 
 COUNTS = {"train": 53, "evaluation": 31}
 
@@ -144,26 +142,6 @@ def test_setup__checks_labels():
     data = RealDataModule(Numbered(), num_classes=30)
     with pytest.raises(InputError, match="evaluation split is 30"):
         data.setup("validate")
-
-
-def test_fit__skips_a_damaged_file(fit, tmp_path, caplog):
-    def load(split):
-        images, labels = Numbered().load(split)
-        files = [tmp_path / f"{split}{i}.png" for i in range(len(labels))]
-        for file, image in zip(files, images, strict=True):
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
-        if split == "train":
-            files[20].write_bytes(files[20].read_bytes()[:45])
-        encoded = [(file.name, str(file)) for file in files]
-        return ImageStream(encoded, labels, Decoder((3, 4, 4)), "skip", workers=2)
-
-    witness = Witness()
-    data = RealDataModule(SimpleNamespace(load=load), batch_size=53, epochs=2)
-    fit(witness, data, num_sanity_val_steps=0)
-    for batches in witness.epochs:
-        assert sorted(seen(batches)) == [i for i in range(53) if i != 20]
-    assert caplog.text.count("train20.png") == 1
-    assert caplog.text.count("1 of 53 images are left out") == 1
 
 
 @pytest.mark.parametrize(

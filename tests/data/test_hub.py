@@ -38,9 +38,12 @@ def hub(folder, shape=(3, 8, 8), **options):
     return HubImages(str(folder / "set"), shape, **options)
 
 
-def write(folder, split, arrays, labels, image="image", label="label", **extra):
+NAMES = datasets.ClassLabel(names=list("abcdefgh"))
+
+
+def write(folder, split, arrays, labels, image="image", label="label", kind=NAMES, **extra):
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    features = {image: datasets.Image(), label: datasets.ClassLabel(names=list("abcdefgh"))}
+    features = {image: datasets.Image(), label: kind}
     columns = {image: [Image.fromarray(array) for array in arrays], label: labels}
     for name, values in extra.items():
         features[name], columns[name] = datasets.Value("int64"), values
@@ -157,7 +160,9 @@ def test_card__several_configurations(tmp_path, with_card):
         hub(tmp_path).load("evaluation")
 
 
-def test_class_names__of_the_card_or_the_files(tmp_path, with_card):
+def test_class_names__of_the_card_or_the_files(tmp_path, with_card, monkeypatch):
+    """No image is opened."""
+    monkeypatch.setattr(Image, "open", None)
     for path in ("train", "test"):
         (with_card / "data" / f"{path}.bak").write_bytes(parquet(with_card, path).read_bytes())
         parquet(with_card, path).write_bytes(GARBAGE)
@@ -167,36 +172,14 @@ def test_class_names__of_the_card_or_the_files(tmp_path, with_card):
     assert hub(tmp_path).class_names() == list("abcdefgh")
 
 
-def test_class_names__opens_no_image(tmp_path, monkeypatch):
-    write(tmp_path / "set", "test", pixels(2), [0, 1], image="img", label="fine_label")
-
-    def never(*_, **__):
-        raise AssertionError("opened an image")
-
-    monkeypatch.setattr(Image, "open", never)
-    assert hub(tmp_path).class_names() == list("abcdefgh")
-
-
-def without_names(folder, labels, kind):
-    folder.mkdir(parents=True)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(kind)})
-    columns = {"image": [Image.fromarray(a) for a in pixels(len(labels))], "label": labels}
-    table = datasets.Dataset.from_dict(columns, features=features)
-    table.to_parquet(folder / "test-00000-of-00001.parquet")
-    return HubImages(str(folder), (3, 8, 8))
-
-
-def test_class_names__none(tmp_path):
-    source = without_names(tmp_path / "set", [3, None, -1], "int64")
+def test_labels__without_names(tmp_path):
+    write(tmp_path / "set", "test", pixels(3), [3, None, -1], kind=datasets.Value("int64"))
     with pytest.raises(InputError, match=r"does not name its classes.*set class_names"):
-        source.class_names()
-    assert source.load("evaluation").labels.tolist() == [3, -1, -1]
-
-
-def test_labels__texts(tmp_path):
-    source = without_names(tmp_path / "set", ["cat", "dog"], "string")
+        hub(tmp_path).class_names()
+    assert hub(tmp_path).load("evaluation").labels.tolist() == [3, -1, -1]
+    write(tmp_path / "texts", "test", pixels(2), ["cat", "dog"], kind=datasets.Value("string"))
     with pytest.raises(InputError, match=r"'label'.*no class numbers.*label_column"):
-        source.load("evaluation")
+        HubImages(str(tmp_path / "texts"), (3, 8, 8)).load("evaluation")
 
 
 def test_splits__given(tmp_path):

@@ -200,7 +200,7 @@ MISFITS = {  # content, how it is loaded, and what is said
         "under 'ema.' do not fit Sequential (missing: 0.weight",
     ),
     "other classes": (
-        lambda: prefixed(with_head(100).state_dict(), "module."), {"network": two_outputs(10)},
+        lambda: prefixed(with_head(100).state_dict(), "module."), {"network": with_head(10)},
         "last layer (2) has 100 outputs, 10 are wanted",
     ),
     "another width": (lambda: small(width=5).state_dict(), {}, f"{WIDER}, "),
