@@ -112,22 +112,10 @@ def saved(tmp_path):
     return bank, path
 
 
-@pytest.fixture
-def record(fit):
-    """Fit a recorder."""
-
-    def run(data):
-        module = Recorder()
-        fit(module, data, num_sanity_val_steps=0)
-        return module
-
-    return run
-
-
-def test_fit__follows_the_plan(record):
-    source = EvaluationOnly()
+def test_fit__follows_the_plan(fit):
+    source, module = EvaluationOnly(), Recorder()
     data = datamodule(source=source)
-    module = record(data)
+    fit(module, data, num_sanity_val_steps=0)
     expected = [(0, "warm-up round")] * 3
     for epoch in (1, 2):
         expected += [(epoch, "round")] * 2 + [(epoch, "batch")] * 4 + [(epoch, "evaluation")]
@@ -164,21 +152,11 @@ def test_augmentation__of_the_students_batches():
     assert torch.equal(data.bank.images, images)
 
 
-def test_validate__real_images_in_order():
-    source, module = EvaluationOnly(), Recorder()
-    data = datamodule(source=source, eval_batch_size=3)
-    lightning.Trainer(accelerator="cpu", barebones=True).validate(module, data, verbose=False)
-    images, labels = (torch.cat(parts) for parts in zip(*module.evaluated, strict=True))
-    assert [len(batch[0]) for batch in module.evaluated] == [3, 2, 2]
-    torch.testing.assert_close(images, source.images.float() / 255)
-    assert torch.equal(labels, source.labels)
-
-
 @pytest.mark.parametrize("options", [{}, {"source": EvaluationOnly(), "evaluation": False}])
-def test_holdout__evaluated_and_never_drawn(record, options):
-    data = datamodule(holdout=0.3, **options)
+def test_holdout__evaluated_and_never_drawn(fit, options):
+    data, module = datamodule(holdout=0.3, **options), Recorder()
     assert not data.has_real_images
-    module = record(data)
+    fit(module, data, num_sanity_val_steps=0)
     assert getattr(options.get("source"), "asked", []) == []
     made = {row for images, _ in module.made for row in rows(images)}
     drawn = {row for batch in module.drawn for row in rows(batch.images)}

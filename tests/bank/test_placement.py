@@ -29,18 +29,6 @@ def room(monkeypatch):
     return set_free
 
 
-def is_file(tensor):
-    """Whether the bytes are those of a file that has lost its name (Linux)."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        start, end = (int(address, 16) for address in line.split()[0].split("-"))
-        if start <= tensor.data_ptr() < end:
-            return "bank-" in line and line.endswith("(deleted)")
-    raise AssertionError("nowhere in memory")
-
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-
-
 def test_allocate__file_without_a_name(room, tmp_path):
     first, second = (allocate((50, 3, 64, 64), CPU, "disk", tmp_path / "run") for _ in range(2))
     assert os.listdir(tmp_path / "run") == []
@@ -59,6 +47,15 @@ def test_allocate__file_that_cannot_be_mapped(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="mmap"):
         allocate(SHAPE, CPU, "disk", tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def is_file(tensor):
+    """Whether the bytes are those of a file that has lost its name (Linux)."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(address, 16) for address in line.split()[0].split("-"))
+        if start <= tensor.data_ptr() < end:
+            return "bank-" in line and line.endswith("(deleted)")
+    raise AssertionError("nowhere in memory")
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="not on this system")
@@ -103,24 +100,10 @@ HOST, PINNED, FILE = (None, False), (None, True), None
         (CPU, None, 3, (0, 3 * TWICE - 1), FILE, "in a file in"),
         (GPU, None, 1, (TWICE, 0), (GPU, False), ""),
         (GPU, "cuda", 1, (TWICE, 0), (GPU, False), ""),
-        (
-            GPU,
-            None,
-            1,
-            (TWICE - 1, TWICE),
-            PINNED,
-            r"in host memory: .* cuda:1 \(0.06 GB are free\)",
-        ),
+        (GPU, None, 1, (TWICE - 1, TWICE), PINNED, r"in host memory: .* cuda:1 \(0.06 GB"),
         (GPU, "cuda", 1, (TWICE - 1, TWICE), PINNED, "0.03 GB.* in host memory: .* cuda:1"),
         (GPU, "cpu", 1, (0, TWICE), PINNED, ""),
-        (
-            GPU,
-            None,
-            1,
-            (TWICE - 1, TWICE - 1),
-            FILE,
-            r"1,000 images.* a file in .* cuda:1 .* and of host",
-        ),
+        (GPU, None, 1, (TWICE - 1, TWICE - 1), FILE, "1,000 .* a file in .* cuda:1 .* and of host"),
         (GPU, "disk", 1, (0, 0), FILE, ""),
     ],
 )
@@ -145,7 +128,7 @@ def test_allocate__gpu_of_a_run_without_one(tmp_path):
         allocate(SHAPE, CPU, "cuda", tmp_path)
 
 
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 def test_free_host_memory__bounds():
     page = os.sysconf("SC_PAGE_SIZE")
     free = placement.free_host_memory()
