@@ -184,15 +184,13 @@ def test_nan__student_gradient(tiny_method, tiny_data, fit):
 # What does not fit
 
 
-@pytest.mark.parametrize("common", ["classifier", "network", "layer", "weights"])
+@pytest.mark.parametrize("common", ["classifier", "network", "weights"])
 def test_init__shared_weights(tiny_method, tiny_classifier, common):
     teacher, student = tiny_classifier(), tiny_classifier()
     if common == "classifier":
         student = teacher
     elif common == "network":
         student = Classifier(teacher.network, [0.5], [0.5])
-    elif common == "layer":
-        student.network.head = teacher.network.head
     else:
         student.network.head.weight = teacher.network.head.weight
     with pytest.raises(InputError, match=r"same object, or have .* in common"):
@@ -211,15 +209,13 @@ def test_fit__other_datamodule(tiny_method, fit):
 
 
 @pytest.mark.parametrize(
-    ("options", "epochs", "message"),
+    ("classes", "epochs", "message"),
     [
-        *(({}, epochs, "max_epochs must be from 1 to the plan's 3") for epochs in (-1, None, 4)),
-        ({"round_size": 11}, 3, "round_size must be at least the plan's, which is 12"),
-        ({"classes": 4}, 3, "student has 4 outputs, but the data set has 3 classes"),
+        *((3, epochs, "max_epochs must be from 1 to the plan's 3") for epochs in (-1, None, 4)),
+        (4, 3, "student has 4 outputs, but the data set has 3 classes"),
     ],
 )
-def test_fit__sizes(tiny_method, tiny_data, tiny_classifier, fit, options, epochs, message):
-    if "classes" in options:
-        options = {"student": tiny_classifier(**options)}
+def test_fit__sizes(tiny_method, tiny_data, tiny_classifier, fit, classes, epochs, message):
+    method = tiny_method(student=tiny_classifier(classes=classes))
     with pytest.raises(InputError, match=message):
-        fit(tiny_method(**options), tiny_data(), max_epochs=epochs)
+        fit(method, tiny_data(), max_epochs=epochs)

@@ -141,29 +141,9 @@ def test_extreme_logits(loss, scale, equal):
         assert student.grad.abs().max() < 1e-6
 
 
-@every_loss
-def test_labels(loss):
-    student, teacher, labels = sample()
-    found, other = (loss(student, teacher, each) for each in (labels, (labels + 1) % 5))
-    assert (found != other) == isinstance(loss, KLCrossEntropy | DecoupledKD)
-
-
-@every_loss
-def test_shift_and_scale(loss):
-    student, teacher, labels = sample()
-    plain = loss(student, teacher, labels)
-    shifted = loss(student + torch.arange(7.0).unsqueeze(1), teacher, labels)
-    assert torch.allclose(shifted, plain) != isinstance(loss, L1Logits | MSELogits)
-    scaled = loss(student * torch.arange(1.0, 8).unsqueeze(1), teacher, labels)
-    assert torch.allclose(scaled, plain) == isinstance(loss, LogitStandardization)
-
-
-def test_dist__affine_probabilities():
-    """They correlate fully; not so a single image, which has no relations within a class."""
+def test_dist__single_image():
+    """It has no relations within a class."""
     _, teacher, labels = sample()
-    mixed = 0.3 * (teacher / 4).softmax(1) + 0.7 / 5  # with the uniform prediction
-    student = 4 * mixed.log() + 1
-    assert DIST()(student, teacher, labels).item() == pytest.approx(0, abs=1e-12)
     assert DIST(1)(teacher[:1], teacher[:1], labels[:1]).item() == pytest.approx(2)
 
 

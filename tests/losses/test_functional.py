@@ -8,8 +8,6 @@ from scipy.spatial.distance import jensenshannon
 
 from nayer_pl.losses.functional import (
     adversarial_loss,
-    attention,
-    attention_loss,
     contrastive_loss,
     entropy_loss,
     jensen_shannon,
@@ -66,18 +64,3 @@ def test_contrastive_loss(earlier):
         each.append(-math.log(alike[i] / sum(alike)))
     expected = sum(each[:new]) / new + (sum(each[new:]) / earlier if earlier else 0)
     assert float(contrastive_loss(parts, wholes, new, temperature)) == pytest.approx(expected)
-
-
-def naive_attention(maps):
-    """Zagoruyko and Komodakis, one pixel at a time."""
-    pixels = [pixel for row in maps.unbind(2) for pixel in row.unbind(2)]
-    means = [sum(channel**2 for channel in pixel.T) / pixel.shape[1] for pixel in pixels]
-    length = sum(mean**2 for mean in means).sqrt()
-    return torch.stack([mean / length for mean in means], dim=1)
-
-
-def test_attention():
-    student, teacher = torch.randn(3, 4, 5, 2), torch.randn(3, 7, 5, 2)
-    a, b = naive_attention(student), naive_attention(teacher)
-    torch.testing.assert_close(attention(student), a)
-    torch.testing.assert_close(attention_loss(student, teacher), ((a - b) ** 2).sum() / 30)

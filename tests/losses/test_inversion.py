@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from nayer_pl import FrozenTeacher, InputError, InversionLoss
+from nayer_pl import FrozenTeacher, InversionLoss
 from nayer_pl.losses import BatchNormMatching, GaussianMatching
 from nayer_pl.runtime.options import OptionError
 
@@ -70,21 +70,6 @@ def test_loss_and_gradient(networks, images, off, warm_up):
         torch.testing.assert_close(found[name], value)
     slopes = [torch.autograd.grad(each["loss"], x)[0] for each in (found, expected)]
     torch.testing.assert_close(*slopes)
-
-
-def test_adversary(networks, images):
-    frozen, adversary = FrozenTeacher(networks[0]), nn.MSELoss()
-    loss = InversionLoss(frozen, **WEIGHTS, bn_momentum=0.0, adversary=adversary).double()
-    expected = (networks[0](images) - networks[1](images)).square().mean()
-    found = loss(images, TARGETS, frozen, networks[1], False)
-    torch.testing.assert_close(found["adv"], expected)
-
-
-def test_teacher_without_norms(tiny_classifier):
-    teacher = FrozenTeacher(tiny_classifier(norm=False))
-    InversionLoss(teacher, 0.0, 1.0, 1.0, 0.9)
-    with pytest.raises(InputError, match="bn_weight=0"):
-        InversionLoss(teacher, 1.0, 1.0, 1.0, 0.9)
 
 
 @pytest.mark.parametrize("option", [*WEIGHTS, "bn_momentum"])
