@@ -75,11 +75,6 @@ def set_up(data, rank=0, ranks=1):
     return data
 
 
-def set_up_all(ranks, **options):
-    options = {"source": EvaluationOnly(), **options}
-    return [set_up(datamodule(**options), rank, ranks=ranks) for rank in range(ranks)]
-
-
 def items_of(data, epoch):
     data.trainer.current_epoch = epoch
     return data.train_dataloader()
@@ -87,14 +82,6 @@ def items_of(data, epoch):
 
 def batches_of(data, epoch):
     return [item for item in items_of(data, epoch) if isinstance(item, DistillationBatch)]
-
-
-def fill(data):
-    """Bank the images of all rounds that are this rank's."""
-    for epoch in range(data.plan.max_epochs):
-        for item in items_of(data, epoch):
-            if isinstance(item, SynthesisRound) and len(item.targets):
-                data.add(torch.rand(len(item.targets), *SHAPE), item.targets)
 
 
 def rows(images):
@@ -271,28 +258,17 @@ def test_batches__no_images():
         list(items_of(set_up(datamodule()), PLAN.warmup_epochs))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("initial", [False, True])
-def test_ranks__banks_hold_the_plan_and_the_initial_images(saved, ranks, initial):
-    bank, path = saved
-    everyone = set_up_all(ranks, bank=BankOptions(initial=path if initial else None))
-    parts = [rows(data.bank.images) for data in everyone]
-    first = rows(bank.images) if initial else []
-    assert sorted(row for part in parts for row in part) == sorted(first)
-    assert {len(part) for part in parts} <= {len(first) // ranks, -(-len(first) // ranks)}
-    for data in everyone:
-        fill(data)
-        assert len(data.bank) == data.bank.capacity == data.bank.num_added
-        assert [len(batch.labels) for batch in batches_of(data, 1)] == [6 // ranks] * 4
-    assert sum(len(data.bank) for data in everyone) == len(first) + PLAN.images
-
-
 @pytest.mark.parametrize("capacity", [6, 7, 20])
 def test_ranks__capacity_is_the_total(capacity):
-    everyone = set_up_all(2, bank=BankOptions(capacity=capacity))
-    for data in everyone:
-        fill(data)
-    held = [len(data.bank) for data in everyone]
+    held = []
+    for rank in (0, 1):
+        options = BankOptions(capacity=capacity)
+        data = set_up(datamodule(source=EvaluationOnly(), bank=options), rank, ranks=2)
+        for epoch in range(PLAN.max_epochs):
+            for item in items_of(data, epoch):
+                if isinstance(item, SynthesisRound) and len(item.targets):
+                    data.add(torch.rand(len(item.targets), *SHAPE), item.targets)
+        held.append(len(data.bank))
     assert held[0] == held[1]
     assert capacity <= sum(held) < capacity + 2
 

@@ -1,8 +1,8 @@
-import errno
 import os
 import re
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -39,16 +39,6 @@ def test_allocate__file_without_a_name(room, tmp_path):
     assert (second == 7).all()
 
 
-def test_allocate__file_that_cannot_be_mapped(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise RuntimeError("unable to mmap")
-
-    monkeypatch.setattr(torch, "from_file", refuse)
-    with pytest.raises(RuntimeError, match="mmap"):
-        allocate(SHAPE, CPU, "disk", tmp_path)
-    assert os.listdir(tmp_path) == []
-
-
 def is_file(tensor):
     """Whether the bytes are those of a file that has lost its name (Linux)."""
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -59,13 +49,17 @@ def is_file(tensor):
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="not on this system")
-def test_allocate__disk_filled_meanwhile(tmp_path, monkeypatch):
-    def full(handle, start, size):
-        assert (start, size) == (0, SIZE)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"cannot be kept in .* \(No space left on device\)"):
+@pytest.mark.parametrize(
+    ("module", "step", "failure", "raised", "said"),
+    [
+        (torch, "from_file", RuntimeError("unable to mmap"), RuntimeError, "mmap"),
+        (os, "posix_fallocate", OSError(28, "No space"), InputError, r"in .* \(No space\)"),
+    ],
+)
+def test_allocate__no_file(tmp_path, monkeypatch, module, step, failure, raised, said):
+    """It cannot be mapped, or the disk was filled meanwhile."""
+    monkeypatch.setattr(module, step, Mock(side_effect=failure))
+    with pytest.raises(raised, match=said):
         allocate(SHAPE, CPU, "disk", tmp_path)
     assert os.listdir(tmp_path) == []
 

@@ -108,14 +108,6 @@ def test_ranks__batch_size_is_the_total():
     assert len(alone) == 53 // 12
 
 
-def test_ranks__evaluate_every_image_once():
-    shared = [
-        list(on_rank(r, 4, batch_size=4, eval_batch_size=5).val_dataloader()) for r in range(4)
-    ]
-    assert len({len(batches) for batches in shared}) == 1
-    assert sorted(label for batches in shared for label in seen(batches)) == list(range(31))
-
-
 def test_transfer__pinned_for_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: ("pinned", self))
     data, batch = on_rank(0, 1), [torch.zeros(2), torch.zeros(2)]

@@ -13,15 +13,6 @@ def nayer(make):
     return partial(make, NAYER)
 
 
-def test_synthesis__lowers_the_loss(nayer, tiny_data, fit, watch_rounds):
-    method = nayer(generator_steps=40)
-    rounds = watch_rounds(method)
-    fit(method, tiny_data())
-    assert len(rounds) == 4
-    for each in rounds:
-        assert each.terms["loss"][-10:].mean() < each.terms["loss"][:5].mean()
-
-
 @pytest.mark.parametrize("reset_noisy_layer", [True, False])
 def test_noisy_layer(nayer, tiny_data, fit, reset_noisy_layer):
     """Drawn for every round, or only once."""
