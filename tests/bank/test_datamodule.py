@@ -282,4 +282,5 @@ def test_ranks__plan_that_cannot_be_split(saved):
             set_up(datamodule(plan=few), rank, ranks=2)
         # Unless the first images are there already.
         data = datamodule(plan=few, bank=BankOptions(initial=saved[1]))
-        assert len(set_up(data, rank, ranks=2).bank) == 4 - rank
+        bank = set_up(data, rank, ranks=2).bank
+        assert (len(bank), bank.capacity) == (4 - rank, 4 - rank + 6)
