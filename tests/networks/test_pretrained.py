@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nayer_pl import (
@@ -101,7 +101,6 @@ MAKE_FOLDER = {"_target_": "os.mkdir", "path": "marker"}
         {"_target_": "nayer_pl.networks.build_network", "description": MAKE_FOLDER},
         {"_target_": "nayer_pl.networks.build_classifier", "architecture": MAKE_FOLDER},
         "resnet18",
-        ["list"],
     ],
 )
 def test_load_classifier__file_does_not_choose_the_code(path, classifier, description, monkeypatch):
@@ -111,6 +110,12 @@ def test_load_classifier__file_does_not_choose_the_code(path, classifier, descri
     with pytest.raises(InputError, match="does not name an architecture of this package"):
         load_classifier(path)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_load_classifier__malformed_description(path, classifier):
+    save_file(classifier.network.state_dict(), path, {"classifier": json.dumps("text")})
+    with pytest.raises(InputError, match="does not name an architecture of this package"):
+        load_classifier(path)
 
 
 # Normalization
