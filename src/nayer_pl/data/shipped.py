@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 
 from nayer_pl.data.batches import ImageSet, ImageSource, Split
 from nayer_pl.errors import InputError
-from nayer_pl.runtime.options import check_fields
+from nayer_pl.runtime.options import CheckedFields
 
 
 def class_names(
@@ -64,7 +64,7 @@ def _checked(names: list[str], where: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(CheckedFields):
     """1,797 gray digits in a fixed split, 1,297 for training and 500 for evaluation.
 
     Args:
@@ -79,9 +79,6 @@ class Digits:
     """
 
     image_size: PositiveInt = 16
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def load(self, split: Split) -> ImageSet:
         """[N, 1, image_size, image_size]; the split is stratified by class."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nayer_pl.errors import InputError, friendly_errors, weights_only_load
 from nayer_pl.runtime.files import cannot_write, write_durably
-from nayer_pl.runtime.options import OptionError, check_fields
+from nayer_pl.runtime.options import CheckedFields, OptionError
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ Pooling = Literal["projection", "mean", "cls"]
 
 
 @dataclass(frozen=True)
-class TextEncoder:
+class TextEncoder(CheckedFields):
     """A text model of the `transformers` library, and how its output becomes one vector.
 
     The embeddings are not L2-normalized; NAYER normalizes them over the batch instead.
@@ -59,7 +59,7 @@ class TextEncoder:
     revision: str = "main"
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if not self.prompts or any("{name}" not in prompt for prompt in self.prompts):
             raise OptionError("prompts", "a list of texts with {name}", list(self.prompts))
 
