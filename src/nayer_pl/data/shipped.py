@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,7 @@ def class_names(
         return source.class_names()
     if not isinstance(names, str):
         return _checked([str(name) for name in names], "class_names")
-    folder = files("nayer_pl.data") / "class_names"
-    known = {path.name[:-4]: path for path in folder.iterdir() if path.name.endswith(".txt")}
+    known = {path.stem: path for path in Path(__file__).parent.glob("class_names/*.txt")}
     if names in known:
         return known[names].read_text(encoding="utf-8").splitlines()
     if not Path(names).is_file():
