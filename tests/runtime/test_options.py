@@ -9,7 +9,7 @@ from annotated_types import Ge, Len, Lt
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from nayer_pl import InputError
-from nayer_pl.runtime.options import OptionError, check_fields, check_option, checked
+from nayer_pl.runtime.options import CheckedFields, OptionError, check_option, checked
 
 
 class Shape(Protocol):
@@ -17,12 +17,9 @@ class Shape(Protocol):
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(CheckedFields):
     width: PositiveInt = 64
     names: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 Momentum = Annotated[float, Ge(0), Lt(1)]
@@ -95,7 +92,7 @@ def test_check_option__long_value():
     assert len(str(caught.value)) < 300
 
 
-def test_check_fields():
+def test_checked_fields():
     assert Sizes(3, ["a"]).width == 3
     with pytest.raises(OptionError, match=r"^width must be at least 1, not 0"):
         Sizes(0)

@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from nayer_pl.errors import InputError
-from nayer_pl.runtime.options import check_fields
+from nayer_pl.runtime.options import CheckedFields
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ MEMORY_SHARE, DISK_SHARE = 0.5, 0.45
 
 
 @dataclass(frozen=True)
-class BankOptions:
+class BankOptions(CheckedFields):
     """Size, place and initial content of the bank; each rank keeps its part of it.
 
     Args:
@@ -50,9 +50,6 @@ class BankOptions:
     capacity: PositiveInt | None = None
     device: Place | None = None
     initial: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 def allocate(

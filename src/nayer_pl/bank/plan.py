@@ -11,7 +11,7 @@ from torch import Tensor
 from nayer_pl.bank.bank import MemoryBank
 from nayer_pl.errors import InputError
 from nayer_pl.runtime.distributed import check_batch_size
-from nayer_pl.runtime.options import check_fields
+from nayer_pl.runtime.options import CheckedFields
 
 
 class SynthesisRound(NamedTuple):
@@ -36,7 +36,7 @@ WorkItem = SynthesisRound | DistillationBatch
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(CheckedFields):
     """How much is synthesized and distilled (NAYER, section 4.1).
 
     A warm-up epoch is `warmup_rounds` rounds. A distillation epoch is `rounds_per_epoch` rounds,
@@ -75,7 +75,7 @@ class Plan:
     interleaved: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if not (self.warmup_epochs * self.warmup_rounds or self.rounds_per_epoch):
             raise InputError("The plan makes no images: give it a warm-up or rounds per epoch.")
         if self.warmup_epochs and not self.warmup_rounds:

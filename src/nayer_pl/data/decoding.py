@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 OnCorrupt = Literal["stop", "skip"]
 
 MAX_NAMED = 10  # damaged pictures that are named; more are only counted
-LARGE_BYTES = 2e9  # memory of a split that is worth a line in the log
 
 
 @dataclass(frozen=True)
@@ -178,12 +177,6 @@ class ImageStream:
             InputError: pictures cannot be read and `corrupt` is "stop", or none can.
         """
         count = len(self.labels)
-        size = count * torch.Size(self.image_shape).numel()
-        if size > LARGE_BYTES:
-            log.info(
-                "Decoding %s images into %.1f GB of memory; in_memory=False leaves them on disk.",
-                f"{count:,}", size / 1e9,
-            )  # fmt: skip
         hidden = getattr(rank_zero_only, "rank", 0) != 0 or None  # None: also in a log file
         index: Any = tqdm(range(count), "Decoding", delay=3, disable=hidden, file=sys.stdout)
         images, labels, failures = self._decode("", index)

@@ -16,13 +16,13 @@ from nayer_pl.data.batches import ImageSet, Split
 from nayer_pl.data.decoding import Decoder, EncodedImages, ImageStream, OnCorrupt
 from nayer_pl.data.shipped import class_names
 from nayer_pl.errors import InputError
-from nayer_pl.runtime.options import check_fields
+from nayer_pl.runtime.options import CheckedFields
 
 SPLITS = {"train": ("train",), "evaluation": ("test", "validation", "valid", "val")}
 
 
 @dataclass(frozen=True)
-class PictureSource(ABC):
+class PictureSource(CheckedFields, ABC):
     """Pictures in files.
 
     Args:
@@ -52,7 +52,7 @@ class PictureSource(ABC):
     evaluation_split: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         shape = list(self.image_shape)
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise InputError(f"image_shape must be [C, H, W] with C = 1 or 3, not {shape}.")
@@ -161,7 +161,7 @@ class FolderImages(PictureSource):
             labels += [classes.index(folder.name)] * len(found)
         if not files:
             raise InputError(f"There are no images in the class folders of '{folders[0].parent}'.")
-        return _Files(files), torch.tensor(labels, dtype=torch.int64)
+        return [(file, file) for file in files], torch.tensor(labels, dtype=torch.int64)
 
     @property
     def num_classes(self) -> int | None:
@@ -202,16 +202,6 @@ class FolderImages(PictureSource):
         if not found and (self.train_split or self.evaluation_split):
             first_found(self.split_names("evaluation"), [*splits], "folder")
         return root, found
-
-
-@dataclass
-class _Files:
-    """Picture files by name."""
-
-    files: list[str]
-
-    def __getitem__(self, i: int) -> tuple[str, str]:
-        return self.files[i], self.files[i]
 
 
 def subfolders(folder: Path) -> list[Path]:

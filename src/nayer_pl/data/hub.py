@@ -15,6 +15,7 @@ from nayer_pl.data.batches import Split
 from nayer_pl.data.decoding import EncodedImages
 from nayer_pl.data.folder import SUFFIXES, PictureSource, first_found
 from nayer_pl.errors import InputError
+from nayer_pl.runtime.files import is_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, Features
@@ -172,8 +173,7 @@ class HubImages(PictureSource):
         place = Path(self.path).expanduser()
         if place.is_file():
             raise InputError(f"'{place}' is a file; set path to the folder of a data set.")
-        local = place.is_absolute() or self.path.startswith(".") or len(place.parts) > 2
-        if local and not place.is_dir():
+        if is_path(self.path) and not place.is_dir():
             raise InputError(
                 f"There is no folder '{place}'; set path to a folder, or to a name on the Hub."
             )

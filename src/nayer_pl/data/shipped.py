@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from pydantic import PositiveInt
 
 from nayer_pl.data.batches import ImageSet, ImageSource, Split
 from nayer_pl.errors import InputError
-from nayer_pl.runtime.options import check_fields
+from nayer_pl.runtime.options import CheckedFields
 
 
 def class_names(
@@ -38,8 +37,7 @@ def class_names(
         return source.class_names()
     if not isinstance(names, str):
         return _checked([str(name) for name in names], "class_names")
-    folder = files("nayer_pl.data") / "class_names"
-    known = {path.name[:-4]: path for path in folder.iterdir() if path.name.endswith(".txt")}
+    known = {path.stem: path for path in Path(__file__).parent.glob("class_names/*.txt")}
     if names in known:
         return known[names].read_text(encoding="utf-8").splitlines()
     if not Path(names).is_file():
@@ -64,7 +62,7 @@ def _checked(names: list[str], where: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(CheckedFields):
     """1,797 gray digits in a fixed split, 1,297 for training and 500 for evaluation.
 
     Args:
@@ -79,9 +77,6 @@ class Digits:
     """
 
     image_size: PositiveInt = 16
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def load(self, split: Split) -> ImageSet:
         """[N, 1, image_size, image_size]; the split is stratified by class."""

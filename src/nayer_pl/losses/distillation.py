@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from nayer_pl.losses.functional import kl_divergence
-from nayer_pl.runtime.options import check_fields
+from nayer_pl.runtime.options import CheckedFields
 
 
 @runtime_checkable
@@ -32,13 +32,8 @@ class StudentLoss(Protocol):
         """Logits [B, num_classes] and labels [B] -> a scalar."""
 
 
-class _Checked:
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
 @dataclass(frozen=True)
-class KLDivergence(_Checked):
+class KLDivergence(CheckedFields):
     """KL(teacher || student) of softened predictions (`soft_kl`); labels are not used.
 
     Args:
@@ -65,7 +60,7 @@ def soft_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
 
 @dataclass(frozen=True)
-class KLCrossEntropy(_Checked):
+class KLCrossEntropy(CheckedFields):
     """alpha * `soft_kl` + (1 - alpha) * cross-entropy with the labels.
 
     Hinton et al., 2015 (arXiv 1503.02531), section 2, only ask for a much lower weight of the
@@ -90,7 +85,7 @@ class KLCrossEntropy(_Checked):
 
 
 @dataclass(frozen=True)
-class DecoupledKD(_Checked):
+class DecoupledKD(CheckedFields):
     """DKD: alpha * TCKD + beta * NCKD, each * temperature**2 as in the published code.
 
     Zhao et al., 2022 (arXiv 2203.08679), equation 7. TCKD is the divergence of the binary
@@ -133,7 +128,7 @@ def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class LogitStandardization(_Checked):
+class LogitStandardization(CheckedFields):
     """`soft_kl` of each image's z-scores: mean and spread of the student's logits are free.
 
     Sun et al., 2024 (arXiv 2403.01427), algorithms 1 and 2. The standard deviation has C in the
@@ -167,7 +162,7 @@ def _z_score(logits: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DIST(_Checked):
+class DIST(CheckedFields):
     """1 - correlation of probabilities, of classes and of images, each * temperature**2.
 
     Huang et al., 2022 (arXiv 2205.10536), section 3. The square is in the published code, not in

@@ -144,8 +144,7 @@ class PriorLoss(nn.Module):
         warm_up: bool,
     ) -> dict[str, Tensor]:
         """The weighted sum of all terms, and the terms."""
-        mean, std = normalization(teacher.classifier)
-        pixels = (images - mean) / std
+        pixels = teacher.classifier.normalize(images)
         terms = self.inversion(images, targets, teacher, student, warm_up)
         terms |= {"tv": total_variation(pixels), "l2": torch.linalg.vector_norm(pixels)}
         priors = self.tv_weight * terms["tv"] + self.l2_weight * terms["l2"]
@@ -156,12 +155,6 @@ class PixelSynthesizer(Synthesizer):
     """Optimizes pixels in the teacher's normalized units.
 
     `pixels` is the memory for those of a round, [round_size, C, H, W].
-
-    Example:
-        >>> teacher = Classifier(nn.Identity(), mean=[0.5], std=[0.2])
-        >>> parts = torch.full((4, 1, 8, 8), 99.0), lambda *_: {}, teacher
-        >>> PixelSynthesizer(*parts, 200, 0.05, (0.9, 0.999)).generate(torch.tensor([0, 1])).mean()
-        tensor(1., grad_fn=<MeanBackward0>)
     """
 
     lr_name = "image_lr"
@@ -182,9 +175,8 @@ class PixelSynthesizer(Synthesizer):
         super().__init__(criterion, steps, augmentation, len(pixels))
         self.pixels = nn.Parameter(pixels)
         self.lr, self.betas = lr, (betas[0], betas[1])
-        mean, std = normalization(teacher)
-        self.register_buffer("mean", mean.clone(), persistent=False)
-        self.register_buffer("std", std.clone(), persistent=False)
+        self.register_buffer("mean", teacher.mean, persistent=False)
+        self.register_buffer("std", teacher.std, persistent=False)
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Adam of the pixels."""
@@ -209,10 +201,3 @@ class PixelSynthesizer(Synthesizer):
     def compile_steps(self) -> None:
         """What follows the random roll."""
         self.criterion.forward = torch.compile(self.criterion.forward, dynamic=False)
-
-
-def normalization(classifier: Classifier) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation that a classifier subtracts and divides by."""
-    assert classifier.mean is not None
-    assert classifier.std is not None
-    return classifier.mean, classifier.std

@@ -23,7 +23,7 @@ from nayer_pl.networks.hooks import frozen, layer_outputs
 from nayer_pl.networks.teacher import FrozenTeacher
 from nayer_pl.runtime.options import checked
 from nayer_pl.synthesis.generators import Generator
-from nayer_pl.synthesis.synthesizer import OnlineSynthesizer
+from nayer_pl.synthesis.synthesizer import Criterion, OnlineSynthesizer
 
 
 class ZSKT(DataFreeDistillation):
@@ -107,8 +107,8 @@ class ZSKT(DataFreeDistillation):
             generator_steps,
             generator_lr,
             generator_betas,
+            round_size,
             augmentation,
-            round_size=round_size,
         )
         common = student_loss, optimizer, scheduler, seed, check_teacher, compile
         super().__init__(frozen_teacher, student, synthesizer, *common)
@@ -151,21 +151,24 @@ class ZSKT(DataFreeDistillation):
 
 
 class TurnSynthesizer(OnlineSynthesizer):
-    """All images of a turn are of the same z, the student's too; options as there.
-
-    Example:
-        >>> parts = Generator(6, (1, 8, 8), width=4), 6, lambda *_: {}
-        >>> made = TurnSynthesizer(*parts, 1, 1e-3, (0.9, 0.999), round_size=4)
-        >>> torch.equal(made.student_images(3), made.student_images(3))
-        True
-    """
+    """All images of a turn are of the same z, the student's too."""
 
     z: Tensor
 
-    def __init__(self, *options: Any, round_size: int) -> None:
-        super().__init__(*options)
-        self.round_size = round_size
-        self.register_buffer("z", torch.zeros(round_size, self.noise_features))
+    def __init__(
+        self,
+        generator: nn.Module,
+        noise_features: int,
+        criterion: Criterion,
+        steps: int,
+        lr: float,
+        betas: tuple[float, float],
+        round_size: int,
+        augmentation: Callable[..., Any] | None = None,
+    ) -> None:
+        how = criterion, steps, lr, betas, augmentation
+        super().__init__(generator, noise_features, *how, round_size=round_size)
+        self.register_buffer("z", torch.zeros(round_size, noise_features))
 
     def start_round(self, targets: Tensor, teacher: FrozenTeacher, bank: Any) -> None:
         """Draw the z of this turn."""

@@ -63,12 +63,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0, 1], [B, C, H, W] -> logits [B, num_classes], at least float32."""
-        if self.mean is None or self.std is None:
-            raise InputError(
-                "This classifier does not know how its images are normalized; give it mean and "
-                "std, or another classifier's by copy_normalization."
-            )
-        logits = self.network((images - self.mean) / self.std)
+        logits = self.network(self.normalize(images))
         if not isinstance(logits, Tensor):
             raise InputError(
                 f"{type(self.network).__name__} must return logits [B, classes], not "
@@ -76,6 +71,15 @@ class Classifier(nn.Module):
             )
         # Losses at high temperature need float32's digits, whatever the network computes in.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], [B, C, H, W] -> what the network sees, in units of its `std`."""
+        if self.mean is None or self.std is None:
+            raise InputError(
+                "This classifier does not know how its images are normalized; give it mean and "
+                "std, or another classifier's by copy_normalization."
+            )
+        return (images - self.mean) / self.std
 
     @property
     def has_normalization(self) -> bool:

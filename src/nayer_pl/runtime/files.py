@@ -77,6 +77,12 @@ def cannot_write(error: OSError) -> str:
     return f"'{error.filename}' cannot be written ({error.strerror})"
 
 
+def is_path(name: str) -> bool:
+    """Whether this is a path, and cannot be a name on the Hugging Face Hub."""
+    place = Path(name).expanduser()
+    return place.is_absolute() or name.startswith(".") or len(place.parts) > 2
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove the half-written files of killed processes from a folder."""
     for path in folder.glob("*.part"):

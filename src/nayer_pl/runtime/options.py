@@ -82,11 +82,13 @@ def check_option(name: str, value: Any, annotation: Any) -> None:
     raise OptionError(name, " or ".join(dict.fromkeys(_wanted(*each) for each in wrong)), value)
 
 
-def check_fields(instance: Any) -> None:
-    """Check every field of a dataclass; for its `__post_init__`."""
-    types = get_type_hints(type(instance), include_extras=True)
-    for field in fields(instance):
-        check_option(field.name, getattr(instance, field.name), types[field.name])
+class CheckedFields:
+    """Base of a dataclass, each of whose fields must be what its annotation allows."""
+
+    def __post_init__(self) -> None:
+        types = get_type_hints(type(self), include_extras=True)
+        for field in fields(self):  # type: ignore[arg-type]
+            check_option(field.name, getattr(self, field.name), types[field.name])
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:

@@ -16,14 +16,14 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from nayer_pl.errors import InputError
-from nayer_pl.runtime.options import check_fields
+from nayer_pl.runtime.options import CheckedFields
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """Images [B, C, H, W] and random numbers -> images of the same shape."""
 
 
 @dataclass(frozen=True)
-class RandomCropFlip:
+class RandomCropFlip(CheckedFields):
     """Shift every image by up to `padding` pixels (zeros move in), and mirror half of them.
 
     The same as torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, drawn per image.
@@ -41,9 +41,6 @@ class RandomCropFlip:
     padding: NonNegativeInt = 4
     flip: bool = True
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
     def __call__(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """[B, C, H, W] -> the same shape and dtype, channels last in memory.
 
@@ -59,7 +56,7 @@ class RandomCropFlip:
 
 
 @dataclass(frozen=True)
-class RollFlip:
+class RollFlip(CheckedFields):
     """Roll all images by the same random shift, and mirror all or none of them.
 
     DeepInversion's jitter (Yin et al., 2020, arXiv 1912.08795).
@@ -76,9 +73,6 @@ class RollFlip:
 
     jitter: NonNegativeInt = 2
     flip: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """[B, C, H, W] -> the same shape."""
@@ -97,7 +91,7 @@ Share = Annotated[float, Gt(0), Le(1)]
 
 
 @dataclass(frozen=True)
-class RandomResizedPart:
+class RandomResizedPart(CheckedFields):
     """A random part of every image, enlarged to the whole image, and half of them mirrored.
 
     As torchvision's RandomResizedCrop with bilinear interpolation, but a part may begin between
@@ -117,7 +111,7 @@ class RandomResizedPart:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if self.area[0] > self.area[1]:
             raise InputError(
                 f"The area of a part must be two shares, the smaller first, not {self.area}."

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, from_numpy
 
 from nayer_pl.errors import InputError
-from nayer_pl.runtime.options import check_fields
+from nayer_pl.runtime.options import CheckedFields
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class NameEncoder(Protocol):
 
 
 @dataclass(frozen=True)
-class LabelText:
+class LabelText(CheckedFields):
     """The label text of a data set: its class names, and what encodes them.
 
     Args:
@@ -48,9 +48,6 @@ class LabelText:
 
     names: Sequence[str]
     encoder: NameEncoder
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def embeddings(self) -> Tensor:
         """The LTE, float32 [num_classes, d]; a `TextEncoder` keeps it on disk.
@@ -81,7 +78,7 @@ class LabelText:
 
 
 @dataclass(frozen=True)
-class EmbeddingFile:
+class EmbeddingFile(CheckedFields):
     """Embeddings that were computed elsewhere, one row per class.
 
     Args:
@@ -103,9 +100,6 @@ class EmbeddingFile:
 
     path: str | Path
     names: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def embed(self, names: Sequence[str]) -> Tensor:
         """Read the embeddings of these classes, in the order of the names: float32 [len(names), d].

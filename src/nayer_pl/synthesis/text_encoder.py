@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nayer_pl.errors import InputError, friendly_errors, weights_only_load
-from nayer_pl.runtime.files import cannot_write, write_durably
-from nayer_pl.runtime.options import OptionError, check_fields
+from nayer_pl.runtime.files import cannot_write, is_path, write_durably
+from nayer_pl.runtime.options import CheckedFields, OptionError
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ Pooling = Literal["projection", "mean", "cls"]
 
 
 @dataclass(frozen=True)
-class TextEncoder:
+class TextEncoder(CheckedFields):
     """A text model of the `transformers` library, and how its output becomes one vector.
 
     The embeddings are not L2-normalized; NAYER normalizes them over the batch instead.
@@ -59,7 +59,7 @@ class TextEncoder:
     revision: str = "main"
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if not self.prompts or any("{name}" not in prompt for prompt in self.prompts):
             raise OptionError("prompts", "a list of texts with {name}", list(self.prompts))
 
@@ -142,7 +142,7 @@ class TextEncoder:
         )
         failure = f"The text encoder '{self.model}' cannot be loaded"
         with weights_only_load(), friendly_errors(failure, advice):
-            if _is_path(place) and not Path(place).is_dir():
+            if is_path(place) and not Path(place).is_dir():
                 raise FileNotFoundError(f"there is no folder '{place}'")
             tokenizer = AutoTokenizer.from_pretrained(place, **options)
             model, report = loader.from_pretrained(place, output_loading_info=True, **options)
@@ -172,9 +172,3 @@ class TextEncoder:
             write_durably(file, content)
         except OSError as error:
             log.warning("Label text is not cached: %s.", cannot_write(error))
-
-
-def _is_path(model: str) -> bool:
-    """Whether it cannot be a name on the Hub."""
-    place = Path(model)
-    return place.is_absolute() or model.startswith(".") or len(place.parts) > 2
