@@ -1,4 +1,7 @@
-"""What the tests of whole runs share: programs that run beside them, and what a run leaves."""
+"""What the tests of whole runs share.
+
+Tiny networks and data, programs that run beside the tests, and what a run leaves.
+"""
 
 import csv
 import os
@@ -9,19 +12,58 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lightning import Trainer
+from omegaconf import DictConfig
+from torch import Tensor, nn
 
 from nayer_pl import build_classifier, save_classifier
+from nayer_pl.app.main import register_configs
 from nayer_pl.callbacks import Checkpoints
+from nayer_pl.data import ImageSet
 
 ROOT = Path(__file__).resolve().parents[1]
+register_configs(ROOT / "conf")  # for every test that composes a configuration
+SHAPE = (1, 8, 8)
+CLASSES = 3
 RANKS = "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+
+
+class TinyNet(nn.Module):
+    """Two convolutions with BatchNorm: enough for every part of a method to have work."""
+
+    def __init__(self, classes: int = CLASSES, norm: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(SHAPE[0], 6, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(6) if norm else nn.Identity()
+        self.conv2 = nn.Conv2d(6, 8, 3, padding=1, stride=2)
+        self.norm2 = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.conv1(x)))
+        return self.head(torch.relu(self.norm2(self.conv2(x))).mean((2, 3)))
+
+
+class TinySource:
+    """So many random images of each of these splits."""
+
+    def __init__(self, **counts: int) -> None:
+        self.counts = counts
+
+    def load(self, split: str) -> ImageSet:
+        assert split in self.counts, f"a data-free run opened {split}"
+        shape = (self.counts[split], *SHAPE)
+        rng = torch.Generator().manual_seed(5)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=rng)
+        return ImageSet(images, torch.arange(len(images)) % CLASSES)
 
 
 class Program(subprocess.Popen):
@@ -111,6 +153,17 @@ def save_untrained_teacher(folder: Path, classes: int = 10) -> None:
     torch.manual_seed(0)
     network = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": classes, "channels": 1}
     save_classifier(folder / "teacher.safetensors", build_classifier(network, [0.3], [0.4]))
+
+
+@contextmanager
+def composed(folder: Path) -> Iterator[Callable[..., DictConfig]]:
+    """Compose conf/train.yaml in this working directory."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+    ):
+        patch.chdir(folder)
+        yield lambda *overrides: compose("train", overrides=[f"run_dir={folder}/run", *overrides])
 
 
 class KeepAll(Checkpoints):

@@ -15,6 +15,8 @@ from running import (
     ROOT,
     TRAIN,
     Program,
+    TinyNet,
+    TinySource,
     free_port,
     run_two_ranks,
     save_untrained_teacher,
@@ -86,26 +88,15 @@ def assert_mean(mean: dict[str, Tensor], parts: list[dict[str, Tensor]]) -> None
         torch.testing.assert_close(value, (one[key] + other[key]) / 2)
 
 
-@pytest.fixture
-def tiny(tiny_classifier) -> Callable[[dict[str, Tensor]], Classifier]:
+def with_weights(state: dict[str, Tensor]) -> Classifier:
     """The classifier of two_ranks.py with these weights."""
-
-    def build(state: dict[str, Tensor]) -> Classifier:
-        net = tiny_classifier()
-        net.load_state_dict(state)
-        return net
-
-    return build
+    net = Classifier(TinyNet(), mean=[0.4], std=[0.3])
+    net.load_state_dict(state)
+    return net
 
 
-@pytest.fixture
-def answers(tiny) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-    return lambda state, images: tiny(state).eval()(images / 255).argmax(1)
-
-
-def evaluation_images() -> tuple[Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(23)
-    return torch.randint(256, (23, 1, 8, 8), dtype=torch.uint8, generator=rng), torch.arange(23) % 3
+def answers(state: dict[str, Tensor], images: Tensor) -> Tensor:
+    return with_weights(state).eval()(images / 255).argmax(1)
 
 
 def share(hits: Tensor) -> Any:
@@ -148,11 +139,11 @@ def test_checkpoints(both, folder):
     assert_mean(student("main_middle.ckpt"), [found["middle"][0] for found in both("main")])
 
 
-def test_student_steps__plain_torch(both, tiny):
+def test_student_steps__plain_torch(both):
     """Two networks, gradients averaged by hand, SGD and cosine written out."""
     ranks = both("main")
-    teacher = tiny(ranks[0]["teacher"]).eval()
-    twins = [tiny(found["start"][0]).train() for found in ranks]
+    teacher = with_weights(ranks[0]["teacher"]).eval()
+    twins = [with_weights(found["start"][0]).train() for found in ranks]
     velocity = [torch.zeros_like(p) for p in twins[0].parameters()]
     steps = list(zip(*(found["batches"] for found in ranks), strict=True))
     assert len(steps) == 2 * 4
@@ -199,11 +190,11 @@ def test_rounds__shared_out(both):
     assert one["steps"] == other["steps"] == 4 * 4 + 2 * 4
 
 
-def test_results(both, answers):
+def test_results(both):
     """Of the whole evaluation set and of both banks."""
     one, other = both("main")
     assert one["results"] == other["results"]
-    images, labels = evaluation_images()
+    images, labels = TinySource(evaluation=23).load("evaluation")
     student, teacher = answers(one["student"], images), answers(one["teacher"], images)
     assert len(teacher.unique()) > 1
     assert one["results"]["student_accuracy"] == share(student == labels)
@@ -213,7 +204,7 @@ def test_results(both, answers):
     assert one["results"]["label_agreement"] == share(answers(one["teacher"], images) == labels)
 
 
-def test_holdout(both, answers):
+def test_holdout(both):
     """Without real images, both shares that were held back judge."""
     ranks = both("holdout")
     held, banked = ([rows(found[kind][0]) for found in ranks] for kind in ("holdout", "bank"))
@@ -255,10 +246,10 @@ def test_errors(both, name, error, message, banked):
         assert len(found["bank"][0]) == images if images else found["targets"] == []
 
 
-def test_supervised__export(both, folder, answers):
+def test_supervised__export(both, folder):
     one, other = both("supervised")
     weights, facts = read_weights(folder / "network.safetensors")
-    images, labels = evaluation_images()
+    images, labels = TinySource(evaluation=23).load("evaluation")
     right = share(answers({f"network.{k}": v for k, v in weights.items()}, images) == labels)
     assert one["results"]["accuracy"] == other["results"]["accuracy"] == right
     assert facts["measured"]["val/accuracy"] == right

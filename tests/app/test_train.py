@@ -13,9 +13,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from PIL import Image
+from running import composed
 from safetensors.torch import load_file
 
 from nayer_pl import Digits, InputError, load_classifier
+from nayer_pl.app.resume import find_corruption
 from nayer_pl.app.run_dir import prepare_run_dir
 from nayer_pl.app.signals import Terminated
 from nayer_pl.app.train import train, train_missing_teacher
@@ -35,12 +37,12 @@ TRAINED = "0/digits_wrn16_1.safetensors"  # below the directory of `with_teacher
 
 
 @pytest.fixture(scope="module")
-def with_teacher(config_in, tmp_path_factory):
+def with_teacher(tmp_path_factory):
     """A run that had to train its teacher first: its folder and summary."""
     folder = tmp_path_factory.mktemp("with_teacher")
     short = [override for override in SHORT if not override.startswith("teacher.weights")]
     # The nested run takes its size from the data set's recipe; two epochs are enough to see it.
-    with config_in(folder) as config:
+    with composed(folder) as config:
         summary, _ = train(
             config(*short, "paths.teachers=${run_dir}/${seed}", "teacher.trained_by='"
             "model=supervised data=digits teacher=wrn16_1 plan.epochs=2 callbacks.progress=null'")
@@ -49,7 +51,7 @@ def with_teacher(config_in, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(config_in, with_teacher, tmp_path_factory):
+def done(with_teacher, tmp_path_factory):
     """A run with that teacher: its folder, what it returned and printed, the splits it opened."""
     folder, opened, load = tmp_path_factory.mktemp("done"), [], Digits.load
 
@@ -57,7 +59,7 @@ def done(config_in, with_teacher, tmp_path_factory):
         opened.append(split)
         return load(self, split)
 
-    with config_in(folder) as config, pytest.MonkeyPatch.context() as patch:
+    with composed(folder) as config, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Digits, "load", watched)
         shutil.copy(with_teacher[0] / TRAINED, "teacher.safetensors")
         with redirect_stdout(io.StringIO()) as printed:
@@ -216,6 +218,7 @@ def test_train__max_time(config, tmp_path, caplog):
         train(config(*SHORT, "+trainer.max_time=00:00:00:00"))
     assert not (tmp_path / "run" / "summary.json").exists()
     assert "Ended by trainer.max_time" in caplog.text
+    assert find_corruption(tmp_path / "run" / "checkpoints" / "last.ckpt") is None
 
 
 class LateSigterm(Callback):

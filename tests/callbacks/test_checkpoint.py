@@ -4,20 +4,19 @@ import copy
 import os
 import signal
 import time
-from datetime import timedelta
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from running import KeepAll, metrics
+from torch.utils._pytree import tree_leaves
 
-from nayer_pl import NAYER, BankOptions, InputError, RandomCropFlip, RealDataModule, Supervised
+from nayer_pl import NAYER, BankOptions, InputError, RandomCropFlip, Supervised
 from nayer_pl.app.resume import find_corruption
 from nayer_pl.callbacks import Checkpoints, PhaseTimer
 from nayer_pl.callbacks import checkpoint as checkpoint_module
 from nayer_pl.callbacks.checkpoint import TrainingEnded
-from nayer_pl.data import ImageSet
 
 SHAPE = (1, 8, 8)
 PLAN = {"rounds_per_epoch": 2}
@@ -91,18 +90,11 @@ def test_resume__model_checkpoint(run, tmp_path):
         assert same(again.student.state_dict(), method.student.state_dict())
 
 
-def test_resume__supervised(tiny_classifier, fit, tmp_path):
-    class Source:
-        def load(self, split):
-            rng = torch.Generator().manual_seed(5)
-            images = torch.randint(256, (24, *SHAPE), dtype=torch.uint8, generator=rng)
-            return ImageSet(images, torch.arange(24) % 3)
-
+def test_resume__supervised(tiny_classifier, tiny_real_data, fit, tmp_path):
     def start(saver, **options):
         torch.manual_seed(3)
         method = Supervised(tiny_classifier())
-        data = RealDataModule(Source(), 8, RandomCropFlip(1), epochs=2, num_classes=3)
-        fit(method, data, callbacks=[saver], enable_checkpointing=True, **options)
+        fit(method, tiny_real_data(), callbacks=[saver], enable_checkpointing=True, **options)
         return method.network.state_dict()
 
     saver = KeepAll(tmp_path)
@@ -123,18 +115,9 @@ def test_checkpoint__no_images(stopped):
     """Nor the state of an optimizer that a round makes again."""
     content = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["optimizer_states"][1]["state"] == {}
-    sizes = [tensor.shape for tensor in tensors(content)]
+    sizes = [leaf.shape for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor)]
     assert sizes
     assert not [size for size in sizes if size[1:] == SHAPE]
-
-
-def tensors(node):
-    """All of them, however deep."""
-    if isinstance(node, torch.Tensor):
-        return [node]
-    if isinstance(node, dict):
-        node = list(node.values())
-    return [t for child in node for t in tensors(child)] if isinstance(node, list | tuple) else []
 
 
 # Checkpoints of other runs
@@ -179,21 +162,6 @@ def test_resume__other_program(stopped, run):
 
 
 # Runs that are told to end
-
-
-def test_max_time(run, tmp_path):
-    """Lightning's `fit` returns as if the run were complete; ours can be resumed."""
-
-    class Hurry(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if batch_idx == 1:
-                timer._duration = 1e-6
-
-    folder, timer = tmp_path / "run" / "checkpoints", Timer(timedelta(hours=1))
-    with pytest.raises(TrainingEnded) as ended:
-        run(saver=Checkpoints(folder, minutes=60), others=[timer, Hurry()])
-    assert ended.value.reason == "max_time"
-    run(others=[Timer(timedelta(hours=1))], ckpt_path=folder / "last.ckpt")
 
 
 @pytest.mark.parametrize("item", [0, 1, 3, 5])
