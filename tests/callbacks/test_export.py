@@ -4,6 +4,7 @@ from lightning import Trainer
 
 from nayer_pl import InputError, Supervised, build_classifier, load_classifier, save_classifier
 from nayer_pl.callbacks import Export
+from nayer_pl.networks.weights import fingerprint
 
 WRN = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 3, "channels": 1}
 NAMES, SHAPE = ["a", "b", "c"], [1, 8, 8]
@@ -27,7 +28,7 @@ def test_export__content(run, tiny_real_data, tmp_path):
     classifier, facts = load_classifier(path)
     images, labels = tiny_real_data().source.load("evaluation")
     logits = classifier(images / 255)
-    assert torch.equal(logits, trained(images / 255))
+    torch.testing.assert_close(logits, trained(images / 255))
     assert facts["class_names"] == NAMES
     assert facts["image_shape"] == SHAPE
     accuracy = (logits.argmax(1) == labels).float().mean().item()
@@ -50,10 +51,9 @@ def test_export__existing_file(run, tiny_real_data, tmp_path, monkeypatch):
 def test_export__resumed(run, tmp_path):
     """After it was killed behind its export a run replaces the file, unless that is another's."""
     path, record = tmp_path / "student.safetensors", tmp_path / "run" / "exported"
-    images = torch.rand(4, *SHAPE)
     for _ in range(2):
         trained = run(path, record=record)
-        assert torch.equal(load_classifier(path)[0](images), trained(images))
+        assert fingerprint(load_classifier(path)[0]) == fingerprint(trained)
 
     def refused():
         before = path.read_bytes()
