@@ -81,7 +81,7 @@ def malicious(request, marker):
 def test_payload_runs_in_a_trusting_reader(malicious, marker, tmp_path):
     """Or the tests below would prove nothing."""
     path = malicious(tmp_path / "w.pth")
-    with suppress(pickle.UnpicklingError):  # after it ran: "pickle" is no file of torch's
+    with suppress(RuntimeError):  # after it ran: "pickle" is no file of torch's
         torch.load(path, weights_only=False)
     assert marker.exists()
 

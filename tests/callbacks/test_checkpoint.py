@@ -4,10 +4,11 @@ import copy
 import os
 import signal
 import time
+from datetime import timedelta
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from running import KeepAll, metrics
 from torch.utils._pytree import tree_leaves
@@ -162,6 +163,21 @@ def test_resume__other_program(stopped, run):
 
 
 # Runs that are told to end
+
+
+def test_max_time(run, tmp_path):
+    """Lightning's `fit` returns as if the run were complete; ours can be resumed."""
+
+    class Hurry(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                timer._duration = 1e-6
+
+    folder, timer = tmp_path / "run" / "checkpoints", Timer(timedelta(hours=1))
+    with pytest.raises(TrainingEnded) as ended:
+        run(saver=Checkpoints(folder, minutes=60), others=[timer, Hurry()])
+    assert ended.value.reason == "max_time"
+    run(others=[Timer(timedelta(hours=1))], ckpt_path=folder / "last.ckpt")
 
 
 @pytest.mark.parametrize("item", [0, 1, 3, 5])
