@@ -20,6 +20,7 @@ from nayer_pl import Digits, InputError, load_classifier
 from nayer_pl.app.run_dir import prepare_run_dir
 from nayer_pl.app.signals import Terminated
 from nayer_pl.app.train import train, train_missing_teacher
+from nayer_pl.runtime.files import write_durably
 
 # A digits run of seconds: the real data, encoder, networks and files, only less of everything.
 SHORT = [
@@ -162,8 +163,10 @@ def test_train__resume_after_export(config, tmp_path, monkeypatch):
     """Stopped between weights and summary, in the first epoch, which has no checkpoint."""
     cfg = config(*TEACH, "plan.epochs=1", "resume=auto")
 
-    def full(path, _):
-        raise OSError(28, "No space left on device", str(path))
+    def full(path, content):
+        if path.name == "summary.json":
+            raise OSError(28, "No space left on device", str(path))
+        write_durably(path, content)
 
     with monkeypatch.context() as patch:
         patch.setattr("nayer_pl.app.output.write_durably", full)
