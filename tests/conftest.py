@@ -1,7 +1,6 @@
 import logging
 import runpy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,20 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from lightning import Trainer
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from running import CLASSES, ROOT, SHAPE, TinyNet, TinySource, composed
+from torch import Tensor
 
-from nayer_pl import NAYER, Classifier, Plan, SyntheticDataModule
-from nayer_pl.app.main import register_configs
+from nayer_pl import (
+    NAYER,
+    Classifier,
+    Plan,
+    RandomCropFlip,
+    RealDataModule,
+    SyntheticDataModule,
+)
 from nayer_pl.bank import SynthesisRound
-from nayer_pl.data import ImageSet
-
-ROOT = Path(__file__).resolve().parents[1]
-register_configs(ROOT / "conf")  # for every test that composes a configuration
-SHAPE = (1, 8, 8)
-CLASSES = 3
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,32 +42,6 @@ def _seeded() -> None:
         if name.startswith("nayer_pl") and isinstance(logger, logging.Logger):
             logger.setLevel(logging.NOTSET)
             logger.disabled, logger.propagate = False, True
-
-
-class TinyNet(nn.Module):
-    """Two convolutions with BatchNorm: enough for every part of a method to have work."""
-
-    def __init__(self, classes: int = CLASSES, norm: bool = True) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(SHAPE[0], 6, 3, padding=1)
-        self.norm1 = nn.BatchNorm2d(6) if norm else nn.Identity()
-        self.conv2 = nn.Conv2d(6, 8, 3, padding=1, stride=2)
-        self.norm2 = nn.BatchNorm2d(8) if norm else nn.Identity()
-        self.head = nn.Linear(8, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm1(self.conv1(x)))
-        return self.head(torch.relu(self.norm2(self.conv2(x))).mean((2, 3)))
-
-
-class TinySource:
-    """Random images; refuses to open the training split."""
-
-    def load(self, split: str) -> ImageSet:
-        assert split == "evaluation", "a data-free run opened the training split"
-        rng = torch.Generator().manual_seed(5)
-        images = torch.randint(256, (24, *SHAPE), dtype=torch.uint8, generator=rng)
-        return ImageSet(images, torch.arange(24) % CLASSES)
 
 
 @pytest.fixture
@@ -109,10 +82,16 @@ def tiny_data() -> Callable[..., SyntheticDataModule]:
             "epochs": 2, "warmup_epochs": 1, "warmup_rounds": 2, "rounds_per_epoch": 1,
             "kd_steps": 3, "round_size": 12, "batch_size": 8, **(plan or {}),
         }  # fmt: skip
-        defaults: dict[str, object] = {"source": TinySource()}
+        defaults: dict[str, object] = {"source": TinySource(evaluation=24)}
         return SyntheticDataModule(SHAPE, CLASSES, Plan(**sizes), **{**defaults, **options})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def tiny_real_data() -> Callable[..., RealDataModule]:
+    source = TinySource(train=24, evaluation=24)
+    return partial(RealDataModule, source, 8, RandomCropFlip(1), epochs=2, num_classes=CLASSES)
 
 
 @pytest.fixture
@@ -162,28 +141,11 @@ def watch_rounds() -> Callable[[Any], list[SimpleNamespace]]:
     return watch
 
 
-@contextmanager
-def composed(folder: Path) -> Iterator[Callable[..., DictConfig]]:
-    """Compose conf/train.yaml in this working directory."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
-    ):
-        patch.chdir(folder)
-        yield lambda *overrides: compose("train", overrides=[f"run_dir={folder}/run", *overrides])
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
     """Compose conf/train.yaml in an empty working directory."""
     with composed(tmp_path) as compose_here:
         yield compose_here
-
-
-@pytest.fixture(scope="session")
-def config_in() -> Callable[[Path], AbstractContextManager[Callable[..., DictConfig]]]:
-    """As `config`, for what a whole file shares: `with config_in(folder) as config`."""
-    return composed
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ longer than such a run. What it prints says which moments were chosen; it ends w
 difference.
 """
 
-import csv
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from running import metrics
 from safetensors.torch import load_file
 
 from nayer_pl.app.main import register_configs
@@ -112,13 +112,6 @@ def difference(run: str) -> str | None:
         if not torch.equal(ours[name], theirs[name]):
             return f"the student's {name}"
     return None if metrics(run) == metrics("whole") else "metrics.csv"
-
-
-def metrics(run: str) -> list[dict[str, str]]:
-    """The rows of `metrics.csv` without their times."""
-    with open(f"{run}/metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
 def main(kills: int, seed: int) -> None:

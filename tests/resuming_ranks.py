@@ -5,11 +5,9 @@ one file per rank in the given folder. The other words of the command line are t
 checkpoints to resume from.
 """
 
-import csv
 import logging
 import os
 import resource
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,25 +17,12 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from running import KeepAll, metrics
 from two_ranks import RANK, copied, distiller, synthetic
 
 from nayer_pl.callbacks import PhaseTimer
 from nayer_pl.callbacks.checkpoint import Checkpoints, TrainingEnded
 from nayer_pl.callbacks.loggers import MetricsFile
-
-
-class KeepAll(Checkpoints):
-    """Saves after every item and epoch, and keeps all of it."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, minutes=0)
-        self.count = 0
-
-    def save(self, trainer: Trainer) -> None:
-        super().save(trainer)
-        if trainer.is_global_zero:
-            shutil.copy(self.folder / "last.ckpt", self.folder / f"{self.count}.ckpt")
-        self.count += 1
 
 
 class TellOne(Callback):
@@ -72,13 +57,6 @@ class AtStart(Callback):
         self.bank = bank.images.clone(), bank.labels.clone()
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    """The rows of `metrics.csv` without their times."""
-    with open(path, newline="") as file:
-        found = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in found]
-
-
 def run(
     folder: Path, name: str, *callbacks: Callback, of: str = "whole", devices: int = 2,
     ckpt: str | None = None, saver: Checkpoints | None = None, minutes: float = 60,
@@ -107,7 +85,7 @@ def run(
         "bank": (data.bank.images, data.bank.labels), "first bank": start.bank,
         "updates": method.student_updates, "results": method.results(), "images": timer.images,
         "reason": reason, "said": [record.getMessage() for record in messages.buffer],
-        "metrics": rows(folder / of / "metrics.csv") if RANK == 0 else None,
+        "metrics": metrics(folder / of) if RANK == 0 else None,
     }  # fmt: skip
     torch.save(found, folder / f"{name}_{RANK}.pt")
 

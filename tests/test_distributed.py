@@ -3,13 +3,7 @@
 import json
 import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import DDPStrategy
+from running import (
+    ROOT,
+    TRAIN,
+    Program,
+    TinyNet,
+    TinySource,
+    free_port,
+    run_two_ranks,
+    save_untrained_teacher,
+    train_py,
+)
 from torch import Tensor
 
 from nayer_pl import (
@@ -25,15 +30,11 @@ from nayer_pl import (
     DivergenceError,
     InputError,
     MemoryBank,
-    build_classifier,
     load_classifier,
-    save_classifier,
 )
 from nayer_pl.bank.bank import read_bank
 from nayer_pl.networks.weights import read_weights
 
-ROOT = Path(__file__).resolve().parents[1]
-TRAIN = str(ROOT / "train.py")
 PLANNED = 5 * 12  # images: the rounds of two_ranks.PLAN
 
 # As a user types it, only less of everything.
@@ -46,68 +47,22 @@ SHORT = [
 ]  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def together(*commands: list[str], cwd: Path) -> list[tuple[int, str]]:
-    """Run these commands at the same time: exit codes and what they said."""
-    ours = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    env = {name: value for name, value in os.environ.items() if name not in ours}
-    with ExitStack() as files:
-        said = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
-        running = [
-            subprocess.Popen(
-                command, cwd=cwd, env={**env, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
-                stdout=file, stderr=file, start_new_session=True,
-            )
-            for command, file in zip(commands, said, strict=True)
-        ]  # fmt: skip
-        try:
-            for process in running:
-                process.wait(600)  # long enough for a busy machine
-                with pytest.raises(ProcessLookupError):  # nothing that it started is left
-                    os.killpg(process.pid, 0)
-        finally:
-            for process in running:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGTERM)
-                    process.wait(30)
-        for file in said:
-            file.seek(0)
-        return [
-            (process.returncode, file.read()) for process, file in zip(running, said, strict=True)
-        ]
-
-
 # The library without Hydra: two_ranks.py
-
-
-Found = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where both ranks left what they saw."""
+    """Where both ranks leave what they saw, and find a saved bank."""
     folder = tmp_path_factory.mktemp("ranks")
     bank = MemoryBank(7, (1, 8, 8))
     bank.add(torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(7)), torch.arange(7))
     bank.save(folder / "bank.safetensors")
-    common = ["WORLD_SIZE=2", "NODE_RANK=0", "MASTER_ADDR=127.0.0.1", f"MASTER_PORT={free_port()}"]
-    script = [sys.executable, str(ROOT / "tests" / "two_ranks.py"), str(folder)]
-    ranks = [["env", f"RANK={i}", f"LOCAL_RANK={i}", *common, *script] for i in (0, 1)]
-    for code, said in together(*ranks, cwd=folder):
-        assert code == 0, said[-3000:]
     return folder
 
 
 @pytest.fixture(scope="module")
-def both(folder) -> Callable[[str], Found]:
-    return lambda name: [
-        torch.load(folder / f"{name}_{rank}.pt", weights_only=False) for rank in (0, 1)
-    ]
+def both(folder) -> Callable[[str], list[dict[str, Any]]]:
+    return run_two_ranks("two_ranks.py", folder=folder)
 
 
 def rows(images: Tensor) -> list[tuple[int, ...]]:
@@ -133,26 +88,15 @@ def assert_mean(mean: dict[str, Tensor], parts: list[dict[str, Tensor]]) -> None
         torch.testing.assert_close(value, (one[key] + other[key]) / 2)
 
 
-@pytest.fixture
-def tiny(tiny_classifier) -> Callable[[dict[str, Tensor]], Classifier]:
+def with_weights(state: dict[str, Tensor]) -> Classifier:
     """The classifier of two_ranks.py with these weights."""
-
-    def build(state: dict[str, Tensor]) -> Classifier:
-        net = tiny_classifier()
-        net.load_state_dict(state)
-        return net
-
-    return build
+    net = Classifier(TinyNet(), mean=[0.4], std=[0.3])
+    net.load_state_dict(state)
+    return net
 
 
-@pytest.fixture
-def answers(tiny) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-    return lambda state, images: tiny(state).eval()(images / 255).argmax(1)
-
-
-def evaluation_images() -> tuple[Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(23)
-    return torch.randint(256, (23, 1, 8, 8), dtype=torch.uint8, generator=rng), torch.arange(23) % 3
+def answers(state: dict[str, Tensor], images: Tensor) -> Tensor:
+    return with_weights(state).eval()(images / 255).argmax(1)
 
 
 def share(hits: Tensor) -> Any:
@@ -195,11 +139,11 @@ def test_checkpoints(both, folder):
     assert_mean(student("main_middle.ckpt"), [found["middle"][0] for found in both("main")])
 
 
-def test_student_steps__plain_torch(both, tiny):
+def test_student_steps__plain_torch(both):
     """Two networks, gradients averaged by hand, SGD and cosine written out."""
     ranks = both("main")
-    teacher = tiny(ranks[0]["teacher"]).eval()
-    twins = [tiny(found["start"][0]).train() for found in ranks]
+    teacher = with_weights(ranks[0]["teacher"]).eval()
+    twins = [with_weights(found["start"][0]).train() for found in ranks]
     velocity = [torch.zeros_like(p) for p in twins[0].parameters()]
     steps = list(zip(*(found["batches"] for found in ranks), strict=True))
     assert len(steps) == 2 * 4
@@ -246,11 +190,11 @@ def test_rounds__shared_out(both):
     assert one["steps"] == other["steps"] == 4 * 4 + 2 * 4
 
 
-def test_results(both, answers):
+def test_results(both):
     """Of the whole evaluation set and of both banks."""
     one, other = both("main")
     assert one["results"] == other["results"]
-    images, labels = evaluation_images()
+    images, labels = TinySource(evaluation=23).load("evaluation")
     student, teacher = answers(one["student"], images), answers(one["teacher"], images)
     assert len(teacher.unique()) > 1
     assert one["results"]["student_accuracy"] == share(student == labels)
@@ -260,7 +204,7 @@ def test_results(both, answers):
     assert one["results"]["label_agreement"] == share(answers(one["teacher"], images) == labels)
 
 
-def test_holdout(both, answers):
+def test_holdout(both):
     """Without real images, both shares that were held back judge."""
     ranks = both("holdout")
     held, banked = ([rows(found[kind][0]) for found in ranks] for kind in ("holdout", "bank"))
@@ -302,24 +246,16 @@ def test_errors(both, name, error, message, banked):
         assert len(found["bank"][0]) == images if images else found["targets"] == []
 
 
-def test_supervised__export(both, folder, answers):
+def test_supervised__export(both, folder):
     one, other = both("supervised")
     weights, facts = read_weights(folder / "network.safetensors")
-    images, labels = evaluation_images()
+    images, labels = TinySource(evaluation=23).load("evaluation")
     right = share(answers({f"network.{k}": v for k, v in weights.items()}, images) == labels)
     assert one["results"]["accuracy"] == other["results"]["accuracy"] == right
     assert facts["measured"]["val/accuracy"] == right
 
 
 # train.py with two devices, or as two nodes
-
-
-@pytest.fixture
-def teacher_file(tmp_path) -> None:
-    """Untrained: nothing here depends on what it knows."""
-    torch.manual_seed(0)
-    description = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 10, "channels": 1}
-    save_classifier(tmp_path / "teacher.safetensors", build_classifier(description, [0.3], [0.4]))
 
 
 def assert_finished(folder: Path, code: int, said: str) -> dict[str, Any]:
@@ -345,33 +281,33 @@ def test_train_py__missing_teacher(tmp_path):
     recipe = "model=supervised data=digits teacher=wrn16_1 plan.epochs=1"
     arguments = [*SHORT, "trainer.devices=2", f"teacher.trained_by='{recipe}'"]
     arguments += ["model.conditioning=onehot"]  # no encoder to load
-    [done] = together([sys.executable, TRAIN, *arguments], cwd=tmp_path)
-    summary = assert_finished(tmp_path, *done)
+    summary = assert_finished(tmp_path, *train_py(*arguments, cwd=tmp_path))
     nested = json.loads((tmp_path / "run" / "teacher" / "summary.json").read_text())
     assert nested["accuracy"] == pytest.approx(summary["teacher_accuracy"])
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("teacher_file")
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_gloo", "ddp_bf16"])
 def test_train_py__strategies(tmp_path, strategy):
+    save_untrained_teacher(tmp_path)
     arguments = [*SHORT, "trainer.devices=2", f"strategy={strategy}"]
-    [done] = together([sys.executable, TRAIN, *arguments], cwd=tmp_path)
-    assert_finished(tmp_path, *done)
+    assert_finished(tmp_path, *train_py(*arguments, cwd=tmp_path))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("teacher_file")
 def test_train_py__two_nodes(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    save_untrained_teacher(tmp_path)
+    launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     launcher += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
-    commands = [
-        [*launcher, f"--node_rank={node}", TRAIN, *SHORT, "trainer.num_nodes=2"] for node in (0, 1)
-    ]
-    first, second = together(*commands, cwd=tmp_path)
-    assert_finished(tmp_path, *first)
-    assert second[0] == 0, second[1][-3000:]
-    assert "Summary" not in second[1]
+    first, second = (
+        Program(*launcher, f"--node_rank={i}", TRAIN, *SHORT, "trainer.num_nodes=2", cwd=tmp_path)
+        for i in (0, 1)
+    )
+    with first, second:
+        assert_finished(tmp_path, *first.end())
+        status, said = second.end()
+    assert status == 0, said[-3000:]
+    assert "Summary" not in said
 
 
 BREAK = """
@@ -388,14 +324,13 @@ class BreakRankOne(Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("teacher_file")
-def test_train_py__error_of_one_rank(tmp_path, monkeypatch):
+def test_train_py__error_of_one_rank(tmp_path):
+    save_untrained_teacher(tmp_path)
     (tmp_path / "broken.py").write_text(BREAK)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    arguments = [*SHORT, "trainer.devices=2"]
-    arguments += ["+callbacks.broken._target_=broken.BreakRankOne"]
-    [(code, said)] = together([sys.executable, TRAIN, *arguments], cwd=tmp_path)
-    assert code == 1
+    arguments = [*SHORT, "trainer.devices=2", "+callbacks.broken._target_=broken.BreakRankOne"]
+    path = f"{ROOT / 'src'}{os.pathsep}{tmp_path}"
+    status, said = train_py(*arguments, cwd=tmp_path, PYTHONPATH=path)
+    assert status == 1
     assert said.count("error: The synthesis loss term 'bn' became nan at step 1 of round 1") == 1
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -1,11 +1,8 @@
-import os
-import pickle
-
 import pytest
 import torch
 
 from nayer_pl import InputError
-from nayer_pl.errors import friendly_errors, import_optional, weights_only_load
+from nayer_pl.errors import friendly_errors, import_optional
 
 PAGE = "No such model.\n\nSee https://example.org for help.\nAnd the rest of a page."
 
@@ -34,21 +31,3 @@ def test_friendly_errors(error, text):
         raise error
     assert str(found.value) == text
     assert found.value is error or found.value.__cause__ is error
-
-
-def test_weights_only_load(tmp_path, monkeypatch):
-    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
-    file, ran = tmp_path / "weights.pth", tmp_path / "ran"
-
-    class Trap:
-        def __reduce__(self):
-            return os.mkdir, (str(ran),)
-
-    torch.save(Trap(), file)
-    with pytest.raises(pickle.UnpicklingError), weights_only_load():
-        torch.load(file)
-    assert not ran.exists()
-    with weights_only_load():
-        torch.save(torch.ones(2), file)
-        assert torch.load(file).tolist() == [1, 1]
-    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ

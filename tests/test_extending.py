@@ -5,17 +5,14 @@ import os
 import re
 import runpy
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from running import ROOT, save_untrained_teacher, train_py
 
-from nayer_pl import Classifier, DecoupledKD, build_classifier, create_model, save_classifier
+from nayer_pl import Classifier, DecoupledKD, create_model
 from nayer_pl.app.instantiate import build
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, re.DOTALL))
@@ -84,11 +81,9 @@ def test_method__page_test(folder, fit, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "classes"), zip(COMMANDS, (10, 2), strict=True))
 def test_command(folder, command, classes):
-    description = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": classes, "channels": 1}
-    save_classifier(folder / "teacher.safetensors", build_classifier(description, [0.3], [0.3]))
-    subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *shlex.split(command), *SHORT], cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{folder}"}, check=True, timeout=200,
-    )  # fmt: skip
+    save_untrained_teacher(folder, classes)
+    path = f"{ROOT / 'src'}{os.pathsep}{folder}"
+    status, said = train_py(*shlex.split(command), *SHORT, cwd=folder, PYTHONPATH=path)
+    assert status == 0, said
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["images_banked"] == (3 + 1) * 20

@@ -1,4 +1,4 @@
-"""Which module imports which, and what `import nayer_pl` alone imports."""
+"""What the package consists of, which module imports which, and what its import imports."""
 
 import ast
 import doctest
@@ -61,6 +61,19 @@ def test_public_names():
     assert set(nayer_pl.__all__) <= set(dir(nayer_pl))
     with pytest.raises(AttributeError, match="no attribute 'Nayer'"):
         nayer_pl.Nayer  # noqa: B018
+
+
+def test_package_data():
+    """An installation has every file of the package, though ours is editable."""
+    package = ROOT / "src" / "nayer_pl"
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["nayer_pl"]
+    declared = {file for pattern in patterns for file in package.glob(pattern)}
+    there = {path for path in package.rglob("*") if path.is_file()}
+    assert declared == {
+        path for path in there if path.suffix != ".py" and "__pycache__" not in path.parts
+    }
 
 
 @pytest.mark.parametrize("name", MODULES)

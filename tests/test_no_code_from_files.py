@@ -8,6 +8,7 @@ import pickle
 import sys
 import tarfile
 import types
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -62,14 +63,7 @@ def write_pickle(content, path):
     path.write_bytes(pickle.dumps(content, protocol=2))
 
 
-def read_torch(path):
-    return torch.load(path, weights_only=False)
-
-
-FORMATS = {
-    "zip": (torch.save, read_torch), "legacy": (write_legacy, read_torch),
-    "pickle": (write_pickle, lambda path: pickle.loads(path.read_bytes())),
-}  # fmt: skip
+FORMATS = {"zip": torch.save, "legacy": write_legacy, "pickle": write_pickle}
 
 
 @pytest.fixture(params=FORMATS.values(), ids=FORMATS)
@@ -78,16 +72,17 @@ def malicious(request, marker):
 
     def write(path):
         state = {"conv1.weight": torch.zeros(2, 2)}
-        request.param[0]({"state_dict": state, "extra": Payload(marker)}, path)
+        request.param({"state_dict": state, "extra": Payload(marker)}, path)
         return path
 
-    write.trusting = request.param[1]
     return write
 
 
 def test_payload_runs_in_a_trusting_reader(malicious, marker, tmp_path):
     """Or the tests below would prove nothing."""
-    malicious.trusting(malicious(tmp_path / "w.pth"))
+    path = malicious(tmp_path / "w.pth")
+    with suppress(RuntimeError):  # after it ran: "pickle" is no file of torch's
+        torch.load(path, weights_only=False)
     assert marker.exists()
 
 

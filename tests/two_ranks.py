@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import CLASSES, SHAPE, TinyNet
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from running import CLASSES, SHAPE, TinyNet, TinySource
 from torch import Tensor
 from torch.optim import SGD
 
@@ -31,7 +31,6 @@ from nayer_pl import (
 )
 from nayer_pl.bank import DistillationBatch, SynthesisRound
 from nayer_pl.callbacks import Export
-from nayer_pl.data import ImageSet
 
 RANK = int(os.environ["RANK"])
 
@@ -42,14 +41,8 @@ PLAN = Plan(
 )  # fmt: skip
 
 
-class OddSource:
-    """23 random images to evaluate on and 37 to train on: two ranks can share out neither."""
-
-    def load(self, split: str) -> ImageSet:
-        count = {"evaluation": 23, "train": 37}[split]
-        rng = torch.Generator().manual_seed(count)
-        images = torch.randint(256, (count, *SHAPE), dtype=torch.uint8, generator=rng)
-        return ImageSet(images, torch.arange(count) % CLASSES)
+# Two ranks can share out neither.
+ODD = TinySource(evaluation=23, train=37)
 
 
 class Witness(Callback):
@@ -122,7 +115,7 @@ def classifier(seed: int) -> Classifier:
     net.eval()
     with torch.no_grad():
         net.network.head.weight *= 10
-        net.network.head.bias -= net(OddSource().load("evaluation").images / 255).mean(0)
+        net.network.head.bias -= net(ODD.load("evaluation").images / 255).mean(0)
     return net
 
 
@@ -136,7 +129,7 @@ def distiller(**options: Any) -> NAYER:
 
 
 def synthetic(plan: Plan = PLAN, **options: Any) -> SyntheticDataModule:
-    return SyntheticDataModule(SHAPE, CLASSES, plan, OddSource(), eval_batch_size=5, **options)
+    return SyntheticDataModule(SHAPE, CLASSES, plan, ODD, eval_batch_size=5, **options)
 
 
 def run(
@@ -197,7 +190,7 @@ def main(folder: Path) -> None:
         plugins=half,
     )
 
-    real = RealDataModule(OddSource(), batch_size=8, epochs=2, eval_batch_size=5)
+    real = RealDataModule(ODD, batch_size=8, epochs=2, eval_batch_size=5)
     export = Export(folder / "network.safetensors", ["a", "b", "c"], SHAPE)
     teacher = Supervised(classifier(20 + RANK), optimizer=partial(SGD, lr=0.02, momentum=0.9))
     run(folder, "supervised", teacher, real, export)

@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import nayer_pl as npl
-from nayer_pl import InputError, NoisyLayer, Plan
-from nayer_pl.app.instantiate import build
+from nayer_pl import InputError, Plan
+from nayer_pl.app.instantiate import build, check
 from nayer_pl.app.run_dir import resolve_class_names
 from nayer_pl.networks import list_models
 
@@ -57,16 +57,11 @@ def test_networks(config, name):
     assert f"train.py model=supervised data=fashion_mnist teacher={name}" in str(error.value)
 
 
-def test_supervised(config):
-    cfg = config("model=supervised", "teacher=wrn16_2")
-    assert cfg.model.network.architecture._target_ == "nayer_pl.networks.wrn16_2"
-    assert build(cfg.model).network.num_classes((3, 32, 32)) == 10
-    assert cfg.export.path == cfg.teacher.weights
-
-
 def test_imagenet_teacher_from_file(config):
     """As one of torchvision's is, without torchvision."""
-    assert config("data=imagenet", "teacher=torchvision_resnet50").teacher.name == "resnet50"
+    published = config("data=imagenet", "teacher=torchvision_resnet50").teacher
+    check(published)
+    assert published.name == "resnet50"
     teacher = config("data=imagenet", "teacher=resnet50_imagenet", "teacher.weights=f.pth").teacher
     assert teacher.architecture._target_ == "nayer_pl.networks.resnet50_imagenet"
     assert teacher.weights == "f.pth"
@@ -126,17 +121,6 @@ def test_nayer_recipes_are_the_papers(
     plan = build(cfg.plan)
     assert plan == Plan(100, 20, warm_up_rounds, rounds, kd_steps, *sizes)
     assert plan.images == 160_000
-
-
-def test_nayer_constants_are_the_papers(config):
-    model = config().model
-    assert (model.bn_weight, model.ce_weight, model.adv_weight) == (10.0, 0.5, 1.33)
-    assert (model.generator_lr, list(model.generator_betas)) == (4e-3, [0.5, 0.999])
-    assert (model.student_loss.temperature, model.scheduler.eta_min) == (20.0, 2e-4)
-    assert (model.optimizer.momentum, model.optimizer.weight_decay) == (0.9, 1e-4)
-    assert (model.noisy_features, model.generator_life, model.bn_momentum) == (1000, 10, 0.9)
-    # CIFAR-10: 40 layers for a round of 400 images.
-    assert NoisyLayer(8, 4, 10, 400).weight.shape[0] == 40
 
 
 def test_default_is_the_papers_headline(config):

@@ -1,18 +1,16 @@
 import functools
-import inspect
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import SGD, Adam
 
 from nayer_pl import Generator, Plan
-from nayer_pl.app.config_store import public_targets, signature_config
+from nayer_pl.app.config_store import signature_config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("[!_]*.yaml"))
@@ -34,14 +32,8 @@ def method(
     return {"optimizer": optimizer, "generator": generator, **options}
 
 
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch):
-    module = types.ModuleType("theirs")
-    module.method = method
-    monkeypatch.setitem(sys.modules, "theirs", module)
-
-
-def test_signature_config():
+def test_signature_config(monkeypatch):
+    monkeypatch.setitem(sys.modules, "theirs", types.SimpleNamespace(method=method))
     node = signature_config("theirs.method")
     optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.2, "momentum": 0.9}
     assert node == {
@@ -67,13 +59,6 @@ def test_register_signatures__choice(config):
     assert instantiate(replaced).func is Adam
 
 
-def test_public_targets():
-    targets = public_targets()
-    assert targets["NAYER"] == "nayer_pl.NAYER"
-    assert targets["Checkpoints"] == "nayer_pl.callbacks.Checkpoints"
-    assert "InputError" not in targets
-
-
 def nodes(node: Any, key: str = "") -> dict[str, DictConfig]:
     """Every node of a configuration that has a `_target_` of ours, by its full key."""
     if not isinstance(node, DictConfig):
@@ -96,38 +81,6 @@ def test_conf__every_option_is_printed(config, choices):
     for key, node in found.items():
         if node.get("_recursive_", True) and not node.get("_partial_"):  # not a description
             assert set(signature_config(node._target_)) <= set(node), key
-
-
-@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_conf__no_default_is_repeated(file):
-    raw = yaml.safe_load(file.read_text()) or {}
-    public = public_targets()
-    signatures = {
-        key.partition("@")[2]: public[name]
-        for entry in raw.get("defaults", [])
-        if isinstance(entry, dict)
-        for key, name in entry.items()
-        if "/signature@" in key
-    }
-    repeated = []
-
-    def look(node: Any, key: str) -> None:
-        if not isinstance(node, dict):
-            return
-        target = node.get("_target_") or signatures.get(key or "_here_")
-        if target and target.startswith("nayer_pl."):
-            defaults = inspect.signature(get_object(target)).parameters
-            written = signature_config(target)
-            repeated.extend(
-                f"{key}.{name}"
-                for name, value in node.items()
-                if name in defaults and name in written and value == written[name]
-            )
-        for name, inner in node.items():
-            look(inner, f"{key}.{name}".strip("."))
-
-    look(raw, "")
-    assert repeated == []
 
 
 def test_conf__typed_and_own_values_win(config):

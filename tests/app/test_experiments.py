@@ -1,8 +1,5 @@
 """Every file of conf/experiment and row of NAYER's tables, for one short epoch on stand-in data."""
 
-import enum
-import sys
-import types
 from pathlib import Path
 
 import datasets
@@ -10,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nayer_pl import networks, save_classifier
+from nayer_pl import save_classifier
 from nayer_pl.app.instantiate import build
 from nayer_pl.app.train import train
 from nayer_pl.networks import Classifier, build_network
@@ -23,7 +20,7 @@ IMAGENET = ["resnet18_imagenet", "resnet50_imagenet", "mobilenetv2_imagenet"]
 ROWS = [
     *(f"{data} {pair}" for data in ("cifar10", "cifar100") for pair in CIFAR),
     "tinyimagenet resnet34 resnet18",
-    *(f"imagenet torchvision_resnet50 {student}" for student in IMAGENET),
+    *(f"imagenet resnet50_imagenet {student}" for student in IMAGENET),
 ]
 # Less of everything, but the experiment's own networks, data set, losses and order of work.
 SHORT = [
@@ -52,39 +49,14 @@ def stand_in_set(tmp_path):
     return make
 
 
-@pytest.fixture
-def torchvision(monkeypatch):
-    """torchvision as far as an ImageNet teacher needs it, with our own ResNet-50 inside."""
-
-    class Weights(enum.Enum):
-        IMAGENET1K_V1 = 1
-
-        @property
-        def meta(self):
-            return {"categories": [str(i) for i in range(1000)]}
-
-        def transforms(self):
-            return types.SimpleNamespace(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
-
-    models = types.ModuleType("torchvision.models")
-    models.list_models = lambda module=None: ["resnet50"]
-    models.get_model_weights = lambda name: Weights
-    models.get_model = lambda name, weights=None: networks.resnet50_imagenet(1000)
-    module = types.ModuleType("torchvision")
-    module.models = models
-    monkeypatch.setitem(sys.modules, "torchvision", module)
-    monkeypatch.setitem(sys.modules, "torchvision.models", models)
-
-
 def row(text):
     names = zip(("data", "teacher", "student"), text.split(), strict=True)
     typed = [f"{group}={name}" for group, name in names]
     # The other rows' networks take too long; this one has the smallest of ImageNet's.
-    slow = text != "imagenet torchvision_resnet50 resnet18_imagenet"
+    slow = text != "imagenet resnet50_imagenet resnet18_imagenet"
     return pytest.param(typed, id="-".join(text.split()), marks=pytest.mark.slow if slow else ())
 
 
-@pytest.mark.usefixtures("torchvision")
 @pytest.mark.parametrize(
     "chosen",
     [*(pytest.param([f"experiment={e}"], id=e) for e in EXPERIMENTS), *map(row, ROWS)],

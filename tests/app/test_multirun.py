@@ -49,11 +49,6 @@ def test_isolated_job__child_process(type_command, tmp_path, mode):
     assert theirs == ours
 
 
-def test_isolated_job__no_run_dir(type_command):
-    status, printed = type_command(lambda cfg: pytest.fail("ran"), "run_dir=null")
-    assert (status, printed.strip()) == (1, "error: run_dir must be a directory, not None.")
-
-
 @pytest.mark.parametrize("failing", [False, True])
 def test_isolated_job__leaves_nothing(type_command, monkeypatch, tmp_path, failing):
     monkeypatch.setenv("NODE_RANK", "3")  # of torchrun, say: stays

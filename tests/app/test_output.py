@@ -1,4 +1,3 @@
-import json
 import logging
 import os
 import platform
@@ -18,7 +17,6 @@ from nayer_pl.app.output import (
     environment_info,
     ignore_write_errors,
     print_summary,
-    publish_summary,
     quiet_lightning,
 )
 from nayer_pl.callbacks import PhaseProgressBar
@@ -168,13 +166,6 @@ def test_print_summary__long_paths_are_folded(rows, width):
     }
     cells = rows(DISTILLED, files, width)
     assert {name: "".join(cells[name]) for name in files} == files
-
-
-def test_publish_summary(tmp_path):
-    summary = {**DISTILLED, "text": "ä", "third": 1 / 3, "loss": float("inf")}
-    publish_summary(summary, tmp_path, tmp_path / "student.safetensors", [])
-    written = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
-    assert list(written.items()) == list(summary.items())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from running import composed
 
 from nayer_pl import InputError
 from nayer_pl.app.config_store import log_recipe
@@ -19,9 +20,9 @@ DATA = "cifar10", "cifar100", "digits", "fashion_mnist"
 
 
 @pytest.fixture(scope="module")
-def config(config_in, tmp_path_factory):
+def config(tmp_path_factory):
     """As in other files, but a configuration is composed once for all tests."""
-    with config_in(tmp_path_factory.mktemp("recipes")) as compose_here:
+    with composed(tmp_path_factory.mktemp("recipes")) as compose_here:
         yield functools.cache(compose_here)
 
 
@@ -59,10 +60,6 @@ def test_every_recipe_composes(config):
             build(cfg.datamodule)  # the plan of which can work
 
 
-def test_typed_values_win_over_a_recipe(config):
-    assert config("data=cifar100", "model.generator_steps=7").model.generator_steps == 7
-
-
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize(("method", "steps"), [("dafl", 1), ("dfq", 1), ("dfad", 5), ("zskt", 10)])
 def test_online_methods_take_turns(config, method, data, steps):
@@ -95,6 +92,11 @@ def test_budgets_are_the_published_ones(config, method, data, images):
 
 
 PUBLISHED = {
+    "nayer": """
+        model.bn_weight=10 model.ce_weight=0.5 model.adv_weight=1.33 model.generator_lr=4e-3
+        model.generator_betas=[0.5,0.999] model.student_loss.temperature=20
+        model.scheduler.eta_min=2e-4 model.optimizer.momentum=0.9 model.optimizer.weight_decay=1e-4
+        model.noisy_features=1000 model.generator_life=10 model.bn_momentum=0.9""",
     "fast_dfkd": """
         model.generator_steps=10 model.generator_lr=2e-3 model.latent_lr=0.01 model.meta=fomaml
         model.bn_weight=10 model.ce_weight=0.5 model.adv_weight=1.33 model.first_layer_reset=120

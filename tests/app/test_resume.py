@@ -1,8 +1,8 @@
 """A run is resumed only from intact checkpoints, and only as the run that it was."""
 
 import copy
+import re
 import zipfile
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -81,27 +81,29 @@ def test_find_checkpoint__new_run(tmp_path):
         find_checkpoint(tmp_path, None, str(tmp_path / "last.ckpt"))
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_check_config_unchanged(config, same):
+def test_check_config_unchanged(config):
     started = config("experiment=digits", "class_names=null")
     Path("run").mkdir()
     Path("run/config.yaml").write_text(OmegaConf.to_yaml(started, resolve=True))
-    check_config_unchanged(started)
-    other: dict[str, tuple] = {
-        "plan.kd_steps": (7, r"plan.kd_steps=7 \(was 60\)"),
-        "seed": (1, r"seed=1 \(was 0\)"),
-        "student.architecture._target_": ("my.Net", "student.architecture._target_=my.Net"),
-        "trainer.max_epochs": (3, r"trainer.max_epochs=3 \(was None\)"),
-        "datamodule.holdout": (0.4, r"datamodule.holdout=0.4 \(was 0"),
-        "text_encoder.path": ("b.npy", "text_encoder.path=b.npy"),
-    }
+
+    def check_with(name, value):
+        changed = copy.deepcopy(started)
+        OmegaConf.update(changed, name, value, force_add=True)
+        check_config_unchanged(changed)
+
+    check_with("seed", 0)
     files_and_devices = {
         "teacher.weights": "elsewhere.safetensors", "data.path": "elsewhere",
         "paths.cache": "elsewhere", "trainer.devices": 2, "checkpoint.minutes": 1,
         "bank.device": "cpu",
     }  # fmt: skip
-    for name, typed in (files_and_devices if same else other).items():
-        changed = copy.deepcopy(started)
-        OmegaConf.update(changed, name, typed if same else typed[0], force_add=True)
-        with nullcontext() if same else pytest.raises(InputError, match=typed[1]):
-            check_config_unchanged(changed)
+    for name, value in files_and_devices.items():
+        check_with(name, value)
+    others = {
+        "plan.kd_steps": 7, "seed": 1, "student.architecture._target_": "my.Net",
+        "trainer.max_epochs": 3, "datamodule.holdout": 0.4, "text_encoder.path": "b.npy",
+    }  # fmt: skip
+    for name, value in others.items():
+        before = OmegaConf.select(started, name)
+        with pytest.raises(InputError, match=re.escape(f"{name}={value} (was {before})")):
+            check_with(name, value)

@@ -3,56 +3,27 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-from contextlib import contextmanager, suppress
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from running import TRAIN, Program, run_two_ranks, save_untrained_teacher, train_py
 
-from nayer_pl import build_classifier, save_classifier
 from nayer_pl.app.resume import find_corruption
 
-ROOT = Path(__file__).resolve().parents[2]
 MOMENTS = "0", "4"  # between two rounds of the warm-up; between two steps of the student
 IMAGES, UPDATES = 5 * 12, 2 * 4  # of two_ranks.PLAN
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def found(folder):
     """The results of both ranks, by name of the run."""
     pytest.importorskip("resource")
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(ROOT / "tests" / "resuming_ranks.py"), str(folder), *MOMENTS]
-    processes = []
-    for rank in ("0", "1"):
-        with open(folder / f"{rank}.txt", "w") as out:
-            ranked = {**env, "RANK": rank, "LOCAL_RANK": rank}
-            processes.append(subprocess.Popen(command, env=ranked, stdout=out, stderr=out))
-    try:
-        for process in processes:
-            process.wait(300)
-    finally:
-        for process in processes:
-            process.kill()
-    said = [(folder / f"{rank}.txt").read_text()[-3000:] for rank in "01"]
-    assert [process.returncode for process in processes] == [0, 0], said
-
-    def read(name, ranks=2):
-        files = [folder / f"{name}_{rank}.pt" for rank in range(ranks)]
-        return [torch.load(file, weights_only=False) for file in files]
-
-    read.folder = folder
-    return read
+    return run_two_ranks("resuming_ranks.py", *MOMENTS, folder=folder)
 
 
 def assert_same(one, other):
@@ -106,24 +77,24 @@ def test_resume__other_number_of_processes(found, moment, name, before, now):
     assert f"had {before} processes and now has {now}: its {len(there)} banked images" in message
 
 
-def test_sigterm__one_process(found):
+def test_sigterm__one_process(found, folder):
     """All of them end after the item, and nothing is lost."""
     told = found("told")
     assert [rank["reason"] for rank in told] == ["SIGTERM", "SIGTERM"]
     assert [rank["updates"] for rank in told] == [2, 2]
-    assert find_corruption(found.folder / "told" / "checkpoints" / "last.ckpt") is None
+    assert find_corruption(folder / "told" / "checkpoints" / "last.ckpt") is None
     for again, whole in zip(found("told_again"), found("whole"), strict=True):
         assert_same(again, whole)
 
 
-def test_full_disk__one_process(found):
+def test_full_disk__one_process(found, folder):
     for full, whole in zip(found("full"), found("whole"), strict=True):
         assert_same(full, whole)
     (message,) = [text for rank in found("full") for text in rank["said"]]
     assert "/bank/bank-1-" in message
     assert "there is none to resume from" in message
-    assert find_corruption(found.folder / "full" / "checkpoints" / "last.ckpt") is None
-    assert not list((found.folder / "full").rglob("*.part"))
+    assert find_corruption(folder / "full" / "checkpoints" / "last.ckpt") is None
+    assert not list((folder / "full").rglob("*.part"))
 
 
 # train.py with two devices
@@ -137,54 +108,22 @@ SHORT = [
 ]  # fmt: skip
 
 
-@contextmanager
-def ended(process):
-    """End a process and what it started, also after a failure."""
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_for(path, process):
-    deadline = time.monotonic() + 200
-    while not path.exists():
-        assert process.poll() is None, "it ended"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("everyone", [False, True], ids=["the first process", "all of them"])
 def test_train_py__sigterm_and_resume(tmp_path, everyone):
-    torch.manual_seed(0)
-    description = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 10, "channels": 1}
-    save_classifier(tmp_path / "teacher.safetensors", build_classifier(description, [0.3], [0.4]))
+    save_untrained_teacher(tmp_path)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with Program(TRAIN, *SHORT, "checkpoint.minutes=0", cwd=tmp_path) as program:
+        program.wait_for(last.exists)
+        (os.killpg if everyone else os.kill)(program.pid, signal.SIGTERM)
+        status, said = program.end(200)
+    assert status == 143
+    assert said.count("Ended by SIGTERM") == 1
+    assert "Traceback" not in said
+    assert find_corruption(last) is None
 
-    with open(tmp_path / "said.txt", "a") as out:
-        start = partial(
-            subprocess.Popen, cwd=tmp_path, stdout=out, stderr=out, start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        process = start([sys.executable, str(ROOT / "train.py"), *SHORT, "checkpoint.minutes=0"])
-        with ended(process):
-            wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
-            told = time.monotonic()
-            (os.killpg if everyone else os.kill)(process.pid, signal.SIGTERM)
-            assert process.wait(200) == 143
-            print(f"ended {time.monotonic() - told:.1f} s after SIGTERM")
-        said = (tmp_path / "said.txt").read_text()
-        assert said.count("Ended by SIGTERM") == 1
-        assert "Traceback" not in said
-        assert find_corruption(tmp_path / "run" / "checkpoints" / "last.ckpt") is None
-        with pytest.raises(ProcessLookupError):  # nothing that it started is left
-            os.killpg(process.pid, 0)
-
-        process = start([sys.executable, str(ROOT / "train.py"), *SHORT])
-        with ended(process):
-            assert process.wait(300) == 0, (tmp_path / "said.txt").read_text()
+    status, said = train_py(*SHORT, cwd=tmp_path)
+    assert status == 0, said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["images_banked"] == 6 * 20
     assert summary["student_updates"] == 2 * 40

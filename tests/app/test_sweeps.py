@@ -3,19 +3,16 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hydra import compose
+from running import ROOT, TRAIN, Program, train_py
 
 from nayer_pl import DivergenceError, InputError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_jobs__recipes_and_directories(type_command):
@@ -124,43 +121,10 @@ SHORT = [
 ]  # fmt: skip
 
 
-def start(*arguments: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        cwd=cwd, env={**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", **env},
-        text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True,
-        # A shell's background jobs ignore Ctrl-C, and so would whatever they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-
-
-def run(*arguments: str, cwd: Path, **env: str) -> tuple[int, str]:
-    process = start(*arguments, cwd=cwd, **env)
-    try:
-        printed = process.communicate(timeout=600)[0]
-        return process.returncode, printed
-    finally:
-        assert not left_behind(process)
-
-
-def left_behind(process: subprocess.Popen[str]) -> str:
-    """What still runs in the process's session a little later; it is ended."""
-    words = ["ps", "-o", "stat=,args=", "-s", str(process.pid)]
-    for _ in range(20):
-        found = subprocess.run(words, text=True, capture_output=True).stdout.splitlines()
-        running = [line for line in found if not line.startswith("Z")]
-        if not running:
-            return ""
-        time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGKILL)
-    return "\n".join(running)
-
-
 @pytest.fixture
 def scratch(tmp_path: Path) -> Path:
     """A folder with a trained teacher."""
-    status, printed = run(
+    status, printed = train_py(
         "model=supervised", "data=digits", "teacher=wrn16_1", f"teacher.weights={TRAINED}",
         "plan.epochs=1", "trainer.accelerator=cpu", "logger=csv", cwd=tmp_path,
     )  # fmt: skip
@@ -195,9 +159,10 @@ def test_jobs__two_devices_one_fails(scratch, launcher):
             f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/slurm.py" {name} "$@"'
         )
         program.chmod(0o755)
-    status, printed = run(
+    status, printed = train_py(
         "-m", *SHORT, *launcher, "trainer.devices=2", "model.student_loss.temperature=1",
         "model.optimizer.lr=1e38,0.1,0.2", cwd=scratch,
+        WANDB_MODE="offline",
         PATH=f"{scratch}/bin{os.pathsep}{os.environ['PATH']}",
     )  # fmt: skip
     assert status == 1, printed
@@ -214,17 +179,14 @@ def test_jobs__two_devices_one_fails(scratch, launcher):
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "local"])
 def test_jobs__ctrl_c_two_devices(scratch, launcher):
     endless = ["plan.epochs=100", "plan.kd_steps=1000", "logger=csv", "trainer.devices=2"]
-    process = start("-m", *SHORT, *endless, f"hydra/launcher={launcher}", "seed=0,1", cwd=scratch)
-    try:
-        deadline = time.monotonic() + 300
-        while not list(scratch.glob("multirun/*/0/checkpoints/last.ckpt")):  # after warm-up
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        printed = process.communicate(timeout=60)[0]
-    finally:
-        assert not left_behind(process)
-    assert process.returncode == 1, printed
+    # A shell's background jobs ignore Ctrl-C, and so would whatever they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    words = ["-m", *SHORT, *endless, f"hydra/launcher={launcher}", "seed=0,1"]
+    with Program(TRAIN, *words, cwd=scratch) as program:
+        checkpoints = "multirun/*/0/checkpoints/last.ckpt"
+        program.wait_for(lambda: list(scratch.glob(checkpoints)))  # after warm-up
+        os.killpg(program.pid, signal.SIGINT)  # as a terminal does
+        status, printed = program.end(60)
+    assert status == 1, printed
     assert "interrupted" in printed
     assert summaries(scratch) == {}

@@ -13,12 +13,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from PIL import Image
+from running import composed
 from safetensors.torch import load_file
 
 from nayer_pl import Digits, InputError, load_classifier
 from nayer_pl.app.run_dir import prepare_run_dir
 from nayer_pl.app.signals import Terminated
 from nayer_pl.app.train import train, train_missing_teacher
+from nayer_pl.runtime.files import write_durably
 
 # A digits run of seconds: the real data, encoder, networks and files, only less of everything.
 SHORT = [
@@ -35,12 +37,12 @@ TRAINED = "0/digits_wrn16_1.safetensors"  # below the directory of `with_teacher
 
 
 @pytest.fixture(scope="module")
-def with_teacher(config_in, tmp_path_factory):
+def with_teacher(tmp_path_factory):
     """A run that had to train its teacher first: its folder and summary."""
     folder = tmp_path_factory.mktemp("with_teacher")
     short = [override for override in SHORT if not override.startswith("teacher.weights")]
     # The nested run takes its size from the data set's recipe; two epochs are enough to see it.
-    with config_in(folder) as config:
+    with composed(folder) as config:
         summary, _ = train(
             config(*short, "paths.teachers=${run_dir}/${seed}", "teacher.trained_by='"
             "model=supervised data=digits teacher=wrn16_1 plan.epochs=2 callbacks.progress=null'")
@@ -49,7 +51,7 @@ def with_teacher(config_in, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(config_in, with_teacher, tmp_path_factory):
+def done(with_teacher, tmp_path_factory):
     """A run with that teacher: its folder, what it returned and printed, the splits it opened."""
     folder, opened, load = tmp_path_factory.mktemp("done"), [], Digits.load
 
@@ -57,7 +59,7 @@ def done(config_in, with_teacher, tmp_path_factory):
         opened.append(split)
         return load(self, split)
 
-    with config_in(folder) as config, pytest.MonkeyPatch.context() as patch:
+    with composed(folder) as config, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Digits, "load", watched)
         shutil.copy(with_teacher[0] / TRAINED, "teacher.safetensors")
         with redirect_stdout(io.StringIO()) as printed:
@@ -161,8 +163,10 @@ def test_train__resume_after_export(config, tmp_path, monkeypatch):
     """Stopped between weights and summary, in the first epoch, which has no checkpoint."""
     cfg = config(*TEACH, "plan.epochs=1", "resume=auto")
 
-    def full(path, _):
-        raise OSError(28, "No space left on device", str(path))
+    def full(path, content):
+        if path.name == "summary.json":
+            raise OSError(28, "No space left on device", str(path))
+        write_durably(path, content)
 
     with monkeypatch.context() as patch:
         patch.setattr("nayer_pl.app.output.write_durably", full)

@@ -1,9 +1,7 @@
 """A run that stopped at any moment, or was told to, is resumed bit by bit."""
 
 import copy
-import csv
 import os
-import shutil
 import signal
 import time
 from datetime import timedelta
@@ -12,30 +10,18 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
+from running import KeepAll, metrics
+from torch.utils._pytree import tree_leaves
 
-from nayer_pl import NAYER, BankOptions, InputError, RandomCropFlip, RealDataModule, Supervised
+from nayer_pl import NAYER, BankOptions, InputError, RandomCropFlip, Supervised
 from nayer_pl.app.resume import find_corruption
 from nayer_pl.callbacks import Checkpoints, PhaseTimer
 from nayer_pl.callbacks import checkpoint as checkpoint_module
 from nayer_pl.callbacks.checkpoint import TrainingEnded
-from nayer_pl.data import ImageSet
 
 SHAPE = (1, 8, 8)
 PLAN = {"rounds_per_epoch": 2}
 ITEMS = 2 + 2 * (2 + 3)
-
-
-class KeepAll(Checkpoints):
-    """Saves after every item and epoch, and keeps all of it."""
-
-    def __init__(self, folder):
-        super().__init__(folder, minutes=0)
-        self.kept = []
-
-    def save(self, trainer):
-        super().save(trainer)
-        self.kept.append(self.folder / f"{len(self.kept)}.ckpt")
-        shutil.copy(self.folder / "last.ckpt", self.kept[-1])
 
 
 @pytest.fixture
@@ -63,13 +49,6 @@ def run(tiny_method, tiny_data, fit, tmp_path):
     return start
 
 
-def rows_of(folder):
-    """The rows of `metrics.csv` without their times."""
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
-
-
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
@@ -90,7 +69,7 @@ def test_resume__every_moment(run, tmp_path, options):
     saver = KeepAll(tmp_path / "run" / "checkpoints")
     method, data, timer, folder = run(saver=saver, **options)
     assert len(saver.kept) == ITEMS - 1  # between any two of its items
-    rows = rows_of(folder)
+    rows = metrics(folder)
     # All of them in the plainest case, else some of every kind.
     for checkpoint in saver.kept[:: 1 if not options else 4]:
         again, bank, clock, _ = run(ckpt_path=checkpoint, **options)
@@ -101,7 +80,7 @@ def test_resume__every_moment(run, tmp_path, options):
         assert torch.equal(bank.bank.labels, data.bank.labels)
         assert again.results() == method.results()
         assert clock.images == timer.images
-        assert rows_of(folder) == rows  # none lost, none twice
+        assert metrics(folder) == rows  # none lost, none twice
 
 
 def test_resume__model_checkpoint(run, tmp_path):
@@ -112,18 +91,11 @@ def test_resume__model_checkpoint(run, tmp_path):
         assert same(again.student.state_dict(), method.student.state_dict())
 
 
-def test_resume__supervised(tiny_classifier, fit, tmp_path):
-    class Source:
-        def load(self, split):
-            rng = torch.Generator().manual_seed(5)
-            images = torch.randint(256, (24, *SHAPE), dtype=torch.uint8, generator=rng)
-            return ImageSet(images, torch.arange(24) % 3)
-
+def test_resume__supervised(tiny_classifier, tiny_real_data, fit, tmp_path):
     def start(saver, **options):
         torch.manual_seed(3)
         method = Supervised(tiny_classifier())
-        data = RealDataModule(Source(), 8, RandomCropFlip(1), epochs=2, num_classes=3)
-        fit(method, data, callbacks=[saver], enable_checkpointing=True, **options)
+        fit(method, tiny_real_data(), callbacks=[saver], enable_checkpointing=True, **options)
         return method.network.state_dict()
 
     saver = KeepAll(tmp_path)
@@ -144,18 +116,9 @@ def test_checkpoint__no_images(stopped):
     """Nor the state of an optimizer that a round makes again."""
     content = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["optimizer_states"][1]["state"] == {}
-    sizes = [tensor.shape for tensor in tensors(content)]
+    sizes = [leaf.shape for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor)]
     assert sizes
     assert not [size for size in sizes if size[1:] == SHAPE]
-
-
-def tensors(node):
-    """All of them, however deep."""
-    if isinstance(node, torch.Tensor):
-        return [node]
-    if isinstance(node, dict):
-        node = list(node.values())
-    return [t for child in node for t in tensors(child)] if isinstance(node, list | tuple) else []
 
 
 # Checkpoints of other runs

@@ -133,15 +133,6 @@ def test_run__full_for_a_while(run, tmp_path, caplog, room, named):
     assert same(run("run", ckpt_path=last).student.state_dict(), whole.student.state_dict())
 
 
-def test_run__no_room_for_any_checkpoint(run, tmp_path, caplog):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoints").write_text("a file, where a folder should be")
-    whole, method = run("whole"), run("run")
-    assert same(method.state_dict(), whole.state_dict())
-    assert "next.ckpt' cannot be written" in caplog.text
-    assert "there is none to resume from" in caplog.text
-
-
 @given(
     moments=st.lists(
         st.tuples(VALUES, st.sampled_from(["wait", "save", "full"])), min_size=1, max_size=8
@@ -223,14 +214,3 @@ def test_export__folder_vanished(run, tmp_path):
         run("run", AtTheEnd(replace_folder), Export(product, NAMES, (1, 8, 8)))
     student = run("whole").student.network.state_dict()
     assert same(student, load_file(instead / "student.safetensors"))
-
-
-def test_export__folder_cannot_be_written(run, tmp_path):
-    """Found before any work."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file' cannot be written"):
-        run(
-            "run", AtTheEnd(lambda: pytest.fail("trained")),
-            Export(tmp_path / "file" / "student.safetensors", NAMES, (1, 8, 8)),
-        )  # fmt: skip
-    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -126,7 +126,7 @@ def start(monkeypatch, logged_out):
     def start(save_dir="d", unreachable=(), **options):
         def init(**options):
             if options["mode"] in unreachable:
-                raise wandb.errors.CommError("no route\nto host")
+                no_route()
             started.append(Run(**options))
             return started[-1]
 
@@ -137,13 +137,29 @@ def start(monkeypatch, logged_out):
     return start
 
 
-@pytest.mark.parametrize(("logged_in", "mode"), [(True, "online"), (False, "offline")])
-def test_wandb_logger__mode_by_login(monkeypatch, start, logged_in, mode):
-    monkeypatch.setattr(wandb, "login", lambda **_: logged_in)
-    run = start(tags=["x"])
-    assert run.options.pop("settings").silent is (not logged_in)
+def no_route(**_):
+    raise wandb.errors.CommError("no route\nto host")
+
+
+@pytest.mark.parametrize(
+    ("login", "given", "unreachable", "mode", "said"),
+    [
+        (lambda **_: True, None, [], "online", []),
+        (lambda **_: False, None, [], "offline", []),
+        (no_route, None, [], "offline", ["no route"]),
+        (None, "online", ["online"], "offline", ["recording offline"]),
+        (None, "online", ["online", "offline"], "disabled", ["offline", "continues without it"]),
+    ],
+)
+def test_wandb_logger__mode(monkeypatch, start, caplog, login, given, unreachable, mode, said):
+    monkeypatch.setattr(wandb, "login", login)
+    run = start(mode=given, unreachable=unreachable, tags=["x"])
+    assert run.options.pop("settings").silent is (mode != "online")
     assert run.options == {"project": "p", "name": "n", "dir": "d", "mode": mode, "tags": ["x"]}
     assert run.axes == {"*": "student_updates", "synthesis/*": "synthesis/round"}
+    for message, text in zip(caplog.messages, said, strict=True):
+        assert "no route" in message
+        assert text in message
 
 
 def test_wandb_logger__explicit_mode(monkeypatch, start):
@@ -153,25 +169,6 @@ def test_wandb_logger__explicit_mode(monkeypatch, start):
     assert start(mode=None).options["mode"] == "disabled"
     monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)  # only the first records
     assert start(mode="offline").options["mode"] == "disabled"
-
-
-@pytest.mark.parametrize(
-    ("unreachable", "mode"), [(["online"], "offline"), (["online", "offline"], "disabled")]
-)
-def test_wandb_logger__unreachable(start, caplog, unreachable, mode):
-    assert start(mode="online", unreachable=unreachable).options["mode"] == mode
-    said = "recording offline", "the run continues without it"
-    problem = "Weights & Biases cannot be used (no route); "
-    assert caplog.messages == [f"{problem}{each}." for each in said[: len(unreachable)]]
-
-
-def test_wandb_logger__login_fails(monkeypatch, start, caplog):
-    def login(**_):
-        raise wandb.errors.CommError("no route to host")
-
-    monkeypatch.setattr(wandb, "login", login)
-    assert start().options["mode"] == "offline"
-    assert "no route to host" in caplog.text
 
 
 def test_wandb_logger__resume_run(start, tmp_path):
