@@ -140,6 +140,14 @@ class ContrastiveSynthesizer(Synthesizer):
 
     `latents` is the memory for z, [round_size, noise_features]; `contrast` is the weight and the
     temperature of the contrastive term.
+
+    Example:
+        >>> teacher = FrozenTeacher(Classifier(nn.BatchNorm2d(1), mean=[0.5], std=[0.2]))
+        >>> views = TeacherFeatures(teacher, (1, 8, 8), "all"), RandomResizedPart()
+        >>> parts = Generator(6, (1, 8, 8)), torch.zeros(4, 6), InversionLoss(teacher, 1, 0, 0, 0)
+        >>> numbers = 200, 1e-3, (0.5, 0.999), 4096, 256
+        >>> ContrastiveSynthesizer(*parts, (0.8, 0.1), *views, *numbers).head[-1].out_features
+        256
     """
 
     transient = ("generator", "latents")

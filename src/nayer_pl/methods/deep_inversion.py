@@ -155,6 +155,12 @@ class PixelSynthesizer(Synthesizer):
     """Optimizes pixels in the teacher's normalized units.
 
     `pixels` is the memory for those of a round, [round_size, C, H, W].
+
+    Example:
+        >>> teacher = Classifier(nn.Identity(), mean=[0.5], std=[0.2])
+        >>> parts = torch.full((4, 1, 8, 8), 99.0), lambda *_: {}, teacher
+        >>> PixelSynthesizer(*parts, 200, 0.05, (0.9, 0.999)).generate(torch.tensor([0, 1])).mean()
+        tensor(1., grad_fn=<MeanBackward0>)
     """
 
     lr_name = "image_lr"

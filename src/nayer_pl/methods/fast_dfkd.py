@@ -130,6 +130,12 @@ class MetaSynthesizer(Synthesizer):
 
     `latents` holds z of every image of a round, [round_size, features]; `lrs` are the learning
     rates of the copy's weights and of z.
+
+    Example:
+        >>> parts = Generator(6, (1, 8, 8), width=4), nn.Embedding(4, 6), lambda *_: {}
+        >>> numbers = 10, (2e-3, 0.01), (0.5, 0.999), "fomaml", 0.02
+        >>> MetaSynthesizer(*parts, *numbers).generate(torch.tensor([0, 1, 2])).shape
+        torch.Size([3, 1, 8, 8])
     """
 
     transient = ("adapted", "latents")

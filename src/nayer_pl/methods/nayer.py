@@ -141,7 +141,15 @@ class NAYER(DataFreeDistillation):
 
 
 class NoisyLayerSynthesizer(Synthesizer):
-    """A generator whose input is a label, made random by a noisy layer (NAYER, algorithm 1)."""
+    """A generator whose input is a label, made random by a noisy layer (NAYER, algorithm 1).
+
+    Example:
+        >>> inputs = LabelConditioning(torch.eye(3), 8, batch_size=6, labels_per_layer=3)
+        >>> parts = inputs, Generator(8, (1, 8, 8), width=4), lambda *_: {"loss": torch.zeros(1)}
+        >>> made = NoisyLayerSynthesizer(*parts, 30, 4e-3, (0.5, 0.999), life=10, round_size=6)
+        >>> made.generate(torch.tensor([0, 1, 2])).shape
+        torch.Size([3, 1, 8, 8])
+    """
 
     def __init__(
         self,

@@ -151,7 +151,14 @@ class ZSKT(DataFreeDistillation):
 
 
 class TurnSynthesizer(OnlineSynthesizer):
-    """All images of a turn are of the same z, the student's too."""
+    """All images of a turn are of the same z, the student's too.
+
+    Example:
+        >>> parts = Generator(6, (1, 8, 8), width=4), 6, lambda *_: {}
+        >>> made = TurnSynthesizer(*parts, 1, 1e-3, (0.9, 0.999), round_size=4)
+        >>> torch.equal(made.student_images(3), made.student_images(3))
+        True
+    """
 
     z: Tensor
 
