@@ -17,6 +17,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 OWN_TEACHER, LIBRARY = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+def test_length():
+    assert len(README.split()) <= 1300
+
+
 @pytest.mark.parametrize("steps", [2, pytest.param(None, marks=pytest.mark.slow)])
 def test_library_example(tmp_path, monkeypatch, capsys, steps):
     """With fewer steps; and word by word, with the agreement that it says."""

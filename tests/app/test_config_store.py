@@ -1,16 +1,18 @@
 import functools
+import inspect
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.utils import instantiate
+import yaml
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import SGD, Adam
 
 from nayer_pl import Generator, Plan
-from nayer_pl.app.config_store import signature_config
+from nayer_pl.app.config_store import public_targets, signature_config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("[!_]*.yaml"))
@@ -90,3 +92,35 @@ def test_conf__typed_and_own_values_win(config):
     switched = config("data=imagenet", "signature@data.source=FolderImages").data.source
     assert switched._target_ == "nayer_pl.FolderImages"
     assert "label_column" not in switched
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_conf__no_default_is_repeated(file):
+    raw = yaml.safe_load(file.read_text()) or {}
+    public = public_targets()
+    signatures = {
+        key.partition("@")[2]: public[name]
+        for entry in raw.get("defaults", [])
+        if isinstance(entry, dict)
+        for key, name in entry.items()
+        if "/signature@" in key
+    }
+    repeated = []
+
+    def look(node: Any, key: str) -> None:
+        if not isinstance(node, dict):
+            return
+        target = node.get("_target_") or signatures.get(key or "_here_")
+        if target and target.startswith("nayer_pl."):
+            defaults = inspect.signature(get_object(target)).parameters
+            written = signature_config(target)
+            repeated.extend(
+                f"{key}.{name}"
+                for name, value in node.items()
+                if name in defaults and name in written and value == written[name]
+            )
+        for name, inner in node.items():
+            look(inner, f"{key}.{name}".strip("."))
+
+    look(raw, "")
+    assert repeated == []
