@@ -54,7 +54,7 @@ def test_networks(config, name):
     with pytest.raises(InputError) as error:
         build(cfg.teacher)
     assert f"'teachers/fashion_mnist_{name}.safetensors'" in str(error.value)
-    assert f"train.py model=supervised data=fashion_mnist teacher={name}" in str(error.value)
+    assert cfg.teacher.trained_by == f"model=supervised data=fashion_mnist teacher={name}"
 
 
 def test_imagenet_teacher_from_file(config):

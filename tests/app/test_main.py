@@ -59,6 +59,7 @@ def test_main__missing_teacher(type_command, tmp_path):
     assert status == 1
     last = printed.strip().splitlines()[-1]
     assert last.startswith("error: The teacher's weights are not at 'teachers/digits_wrn16_1")
+    assert "python train.py model=supervised data=digits teacher=wrn16_1 teacher.weights=" in last
     assert "Traceback" not in printed
     assert not list(tmp_path.glob("runs/*/*"))
 

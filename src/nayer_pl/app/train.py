@@ -22,7 +22,7 @@ from nayer_pl.app.resume import load_summary, log_resume_hint, open_run
 from nayer_pl.app.run_dir import check_export, check_options, remove_if_empty
 from nayer_pl.app.signals import Terminated, raise_if_incomplete, sigterm_received
 from nayer_pl.callbacks.progress import PhaseTimer
-from nayer_pl.errors import NayerError
+from nayer_pl.errors import InputError, NayerError
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +90,20 @@ def run_training(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def train_missing_teacher(cfg: DictConfig) -> float:
-    """Train the teacher as `teacher.trained_by` says, if that is asked for and it is missing.
+    """Train the teacher as `teacher.trained_by` says, if it is missing; the seconds that this took.
 
-    Returns the seconds that this took; 0.0 if there was nothing to do.
+    Raises:
+        InputError: It is missing, and training it was not asked for.
     """
     teacher, folder = cfg.teacher, Path(cfg.run_dir) / "teacher"
-    asked = cfg.train_missing_teacher and teacher.weights and teacher.trained_by
-    if not asked or "teacher" not in cfg.model or Path(teacher.weights).exists():
+    known = "teacher" in cfg.model and teacher.weights and teacher.trained_by
+    missing = known and not Path(teacher.weights).exists()
+    if missing and not cfg.train_missing_teacher:
+        raise InputError(
+            f"The teacher's weights are not at '{teacher.weights}'; give teacher.weights=PATH, or "
+            f"train them: python train.py {teacher.trained_by} teacher.weights='{teacher.weights}'"
+        )
+    if not missing:
         before = load_summary(folder)  # of this run, which was interrupted since
         return before["seconds_training"] if before else 0.0
     log.info("The teacher's weights are not at '%s' yet: training it.", teacher.weights)

@@ -70,6 +70,18 @@ class NonFiniteGuard:
         # Number, loss and gradient norm of the first bad update; zeros if there is none.
         self._first_bad: Tensor | None = None
 
+    def watch_step(
+        self,
+        module: LightningModule,
+        optimizer: Optimizer,
+        network: nn.Module,
+        loss: Tensor,
+        update: int,
+    ) -> None:
+        """`before_step` of a network in training, unless the gradient scaler does the same."""
+        if not scales_losses(module):
+            self.before_step(optimizer, loss, gradient_norm(network.parameters()), update)
+
     def before_step(self, optimizer: Optimizer, loss: Tensor, norm: Tensor, update: int) -> None:
         """Look at the loss and gradient norm, scalars, of the update that is about to be made."""
         values = torch.stack([torch.full_like(loss, update), loss, norm])

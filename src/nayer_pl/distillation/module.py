@@ -84,7 +84,8 @@ class DataFreeDistillation(TeacherStudentModule):
 
     def training_step(self, item: WorkItem, _: int) -> None:
         """Do what the plan says next: make images and bank them, or teach the student with some."""
-        self.rank_state.restore_buffers()
+        if self.rank_state.buffers:  # the first step of a run that was resumed
+            self.rank_state.restore_buffers()
         if isinstance(item, SynthesisRound):
             self._synthesis_round(item)
         else:
@@ -162,7 +163,8 @@ class DataFreeDistillation(TeacherStudentModule):
         optimizer.zero_grad()
         self.manual_backward(loss)
         update = self.student_updates + 1
-        self.updater.check_step(self, optimizer.optimizer, self.student, loss.detach(), update)
+        guard = self.updater.guard
+        guard.watch_step(self, optimizer.optimizer, self.student, loss.detach(), update)
         optimizer.step()
         self.student_updates = update
         self.updater.mean_loss.update(loss.detach())

@@ -161,7 +161,7 @@ class DistillationState(RankState):
     def __init__(self, module: Any) -> None:
         super().__init__(module)
         # Of a checkpoint, until it is time for them:
-        self._buffers: dict[str, Tensor] = {}  # the student's
+        self.buffers: dict[str, Tensor] = {}  # the student's
         self._optimizers: list[dict[str, Any]] = []  # the synthesizer's
 
     def identity(self) -> dict[str, str]:
@@ -205,7 +205,7 @@ class DistillationState(RankState):
         if rank < len(states):
             restore_generator(module.synthesizer.rng, alike["rng"])
         module.load_state_dict(alike["parts"], strict=False)
-        self._buffers, self._optimizers = alike["buffers"], alike["optimizers"]
+        self.buffers, self._optimizers = alike["buffers"], alike["optimizers"]
         mine = states[rank :: module.trainer.world_size]  # none if there are more ranks than before
         module.rounds = sum(state["rounds"] for state in mine)
         module.synthesis_steps = sum(state["synthesis_steps"] for state in mine)
@@ -241,6 +241,6 @@ class DistillationState(RankState):
 
     def restore_buffers(self) -> None:
         """Restore the student's; in the first step, with which DDP sends out those of rank 0."""
-        for name, saved in self._buffers.items():
+        for name, saved in self.buffers.items():
             self.module.student.get_buffer(name).copy_(saved)
-        self._buffers = {}
+        self.buffers = {}

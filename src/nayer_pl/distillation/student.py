@@ -7,14 +7,13 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Le
-from lightning import LightningModule
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torchmetrics import MeanMetric
 
-from nayer_pl.distillation.guards import NonFiniteGuard, gradient_norm, scales_losses
+from nayer_pl.distillation.guards import NonFiniteGuard
 from nayer_pl.errors import InputError
 from nayer_pl.runtime.options import checked
 
@@ -62,19 +61,6 @@ class StudentUpdater(nn.Module):
         """The optimizer, and its schedule of so many steps."""
         optimizer = self.optimizer(student.parameters())
         return optimizer, build_scheduler(self.scheduler, optimizer, length)
-
-    def check_step(
-        self,
-        module: LightningModule,
-        optimizer: Optimizer,
-        student: nn.Module,
-        loss: Tensor,
-        update: int,
-    ) -> None:
-        """Let the guard see the step that is about to be made, unless the gradient scaler looks."""
-        if not scales_losses(module):
-            norm = gradient_norm(student.parameters())
-            self.guard.before_step(optimizer, loss, norm, update)
 
     def take_mean(self) -> float | None:
         """The mean loss since the last call, which waits for the device; None if there was none."""

@@ -75,7 +75,7 @@ class Supervised(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keep a loss or gradient that is not finite away from the network."""
         step = self.trainer.global_step + 1
-        self.updater.check_step(self, optimizer, self.network, self._loss, step)
+        self.updater.guard.watch_step(self, optimizer, self.network, self._loss, step)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss."""

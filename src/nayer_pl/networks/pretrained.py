@@ -113,13 +113,12 @@ def load_teacher(
             trained network.
         mean: per-channel mean it was trained with, for weights that do not know it.
         std: per-channel standard deviation, likewise (see `build_classifier`).
-        trained_by: overrides for `train.py` that would make the file, for the error message.
+        trained_by: what would make the file, for the error message.
         prefix: the text before the network's keys in the file; None finds it.
         trust_code: open a file that runs code when it is opened.
 
     Raises:
-        InputError: the file is not there (with the command that makes it), the weights do not fit,
-            or the normalization is not known.
+        InputError: the file is not there, the weights do not fit, or no normalization is known.
 
     Example:
         >>> wrn = {"_target_": "nayer_pl.networks.wrn16_1", "num_classes": 10}
@@ -128,8 +127,7 @@ def load_teacher(
         nayer_pl.errors.InputError: The teacher's weights are not at 'none.pth'; give weights=PATH
     """
     if weights is not None and not Path(weights).is_file():
-        training = f"python train.py {trained_by} teacher.weights='{weights}'"
-        hint = f", or train them: {training}" if trained_by else ""
+        hint = f", or make them by {trained_by}" if trained_by else ""
         raise InputError(f"The teacher's weights are not at '{weights}'; give weights=PATH{hint}")
     ours = architecture.get("_target_") in BUILDERS  # built with untrained weights
     if weights is None and not architecture.get("pretrained", not ours):
