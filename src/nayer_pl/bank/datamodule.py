@@ -15,14 +15,7 @@ from torch import Tensor
 from nayer_pl.bank.bank import HoldoutLoader, MemoryBank, read_bank
 from nayer_pl.bank.files import BankFiles
 from nayer_pl.bank.placement import BankOptions, allocate
-from nayer_pl.bank.plan import (
-    DistillationBatch,
-    EpochPlan,
-    Plan,
-    RankShard,
-    SynthesisRound,
-    WorkItem,
-)
+from nayer_pl.bank.plan import DistillationBatch, EpochPlan, Plan, RankShard, SynthesisRound
 from nayer_pl.data.batches import Batches, Images, ImageSource, open_split, pinned_for
 from nayer_pl.errors import InputError
 from nayer_pl.runtime import distributed
@@ -30,6 +23,8 @@ from nayer_pl.runtime.numerics import Stream, restore_generator, stream_seed
 from nayer_pl.runtime.options import checked
 
 log = logging.getLogger(__name__)
+
+Batch = SynthesisRound | DistillationBatch | Sequence[Tensor]  # the last one of real images
 
 
 class SyntheticDataModule(LightningDataModule):
@@ -234,9 +229,7 @@ class SyntheticDataModule(LightningDataModule):
         rank, world_size = self.shard.rank, self.shard.world_size
         return Batches(self._real, self.eval_batch_size, rank=rank, world_size=world_size)
 
-    def on_before_batch_transfer(
-        self, batch: WorkItem | list[Tensor], _: int
-    ) -> WorkItem | list[Tensor]:
+    def on_before_batch_transfer(self, batch: Batch, _: int) -> Batch:
         """Pin images on the host for the transfer to a GPU."""
         assert self.trainer is not None
         if isinstance(batch, SynthesisRound):
@@ -244,9 +237,7 @@ class SyntheticDataModule(LightningDataModule):
         pinned = pinned_for(self.trainer.strategy.root_device, batch)
         return DistillationBatch(*pinned) if isinstance(batch, DistillationBatch) else pinned
 
-    def on_after_batch_transfer(
-        self, batch: WorkItem | list[Tensor], _: int
-    ) -> WorkItem | tuple[Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Batch, _: int) -> Batch:
         """Convert uint8 images to floats in [0, 1], on the device."""
         if isinstance(batch, SynthesisRound):
             return batch
