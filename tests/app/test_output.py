@@ -179,5 +179,6 @@ def test_environment_info(monkeypatch, cores, threads, text):
     assert info["machine"].endswith(f", {text}")
     assert environment_info(devices=4)["machine"] == f"4 x {info['machine']}"
     assert environment_info("cuda:1")["machine"] == f"GPU cuda:1, {text}"
-    expected = {f"torch {torch.__version__}", f"Python {platform.python_version()}"}
-    assert expected <= set(info["versions"].split(", "))
+    release = torch.__version__.partition("+")[0]  # not every build's package says for which CUDA
+    assert f"torch {release}" in info["versions"]
+    assert info["versions"].endswith(f", Python {platform.python_version()}")
