@@ -61,7 +61,7 @@ def ignore_write_errors() -> Iterator[None]:
         yield
 
 
-class TqdmLoggingHandler(logging.StreamHandler[Any]):
+class TqdmLoggingHandler(logging.StreamHandler):  # a generic class only from Python 3.11 on
     """Logs to the current standard output, on lines of their own above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
