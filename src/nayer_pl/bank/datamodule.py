@@ -55,13 +55,8 @@ class SyntheticDataModule(LightningDataModule):
         (3, False)
     """
 
-    max_epochs: int
-    """Epochs of the whole plan."""
-    has_real_images: bool
-    """Whether the student is evaluated on real images."""
     bank: MemoryBank
     holdout: MemoryBank | None
-    shard: RankShard
 
     @checked
     def __init__(
@@ -88,9 +83,18 @@ class SyntheticDataModule(LightningDataModule):
         self.source = source if evaluation else None
         self.augmentation, self.bank_options = augmentation, bank or BankOptions()
         self.holdout_share, self.eval_batch_size, self.seed = holdout, eval_batch_size, seed
-        self.max_epochs, self.has_real_images = plan.max_epochs, self.source is not None
         self.shard, self.holdout = RankShard(), None
         self._real: Images | None = None
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of the whole plan."""
+        return self.plan.max_epochs
+
+    @property
+    def has_real_images(self) -> bool:
+        """Whether the student is evaluated on real images."""
+        return self.source is not None
 
     def setup(self, stage: str) -> None:
         """Open the evaluation split, and start with an empty bank or the one in `bank.initial`."""
@@ -241,6 +245,5 @@ class SyntheticDataModule(LightningDataModule):
         """Convert uint8 images to floats in [0, 1], on the device."""
         if isinstance(batch, SynthesisRound):
             return batch
-        images, labels = batch[0].to(torch.float32).div_(255), batch[1]
-        banked = isinstance(batch, DistillationBatch)
-        return DistillationBatch(images, labels) if banked else (images, labels)
+        floats = batch[0].to(torch.float32).div_(255), batch[1]
+        return DistillationBatch(*floats) if isinstance(batch, DistillationBatch) else floats

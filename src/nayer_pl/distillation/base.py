@@ -65,7 +65,7 @@ class TeacherStudentModule(LightningModule):
         self.check_teacher = check_teacher
 
     def prepare_networks(self, image_shape: Sequence[int], num_classes: int) -> None:
-        """Ready both networks for images (C, H, W) of these classes, and ask about the real ones.
+        """Check both networks for images (C, H, W), and ask the teacher about the real ones.
 
         Raises:
             InputError: A network does not fit, or the teacher is no better than guessing.
