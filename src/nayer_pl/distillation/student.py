@@ -28,7 +28,6 @@ class StudentUpdater(nn.Module):
         loss: (student logits, teacher logits, labels) -> scalar that the student minimizes.
         optimizer: Parameters -> optimizer; a partial of one of torch's classes.
         scheduler: Optimizer -> learning-rate schedule; likewise. Its length is filled in.
-        guard: Stops the run at a loss or gradient that is not finite; its words fit the run.
 
     Raises:
         InputError: The optimizer cannot be built.
@@ -45,12 +44,11 @@ class StudentUpdater(nn.Module):
         loss: Callable[..., Tensor],
         optimizer: Callable[..., Any],
         scheduler: Callable[..., Any],
-        guard: NonFiniteGuard | None = None,
     ) -> None:
         super().__init__()
         self.loss, self.optimizer, self.scheduler = loss, optimizer, scheduler
         self.mean_loss = MeanMetric(nan_strategy="disable")  # NaN must show
-        self.guard = guard or NonFiniteGuard()
+        self.guard = NonFiniteGuard()
         try:
             optimizer([nn.Parameter(torch.zeros(1))])
         except Exception as error:  # torch's own, about any of its options

@@ -58,8 +58,8 @@ class Supervised(LightningModule):
         super().__init__()
         self.network, self.label_smoothing = network, label_smoothing
         loss = partial(F.cross_entropy, label_smoothing=label_smoothing)
-        guard = NonFiniteGuard("training loss", "step")
-        self.updater = StudentUpdater(loss, optimizer, scheduler, guard)
+        self.updater = StudentUpdater(loss, optimizer, scheduler)
+        self.updater.guard = NonFiniteGuard("training loss", "step")
         self.accuracy = MulticlassAccuracy(average="micro", validate_args=False)
         self.rank_state = RankState(self)
         self._loss = torch.zeros(())
